@@ -1,0 +1,1 @@
+//! towpath-afxdp
