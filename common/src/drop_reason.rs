@@ -81,7 +81,11 @@ mod tests {
     fn names_are_unique_and_indexes_are_dense() {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
-            assert!(DropReason::ALL[..index].iter().all(|other| other.name() != reason.name()));
+            assert!(
+                DropReason::ALL[..index]
+                    .iter()
+                    .all(|other| other.name() != reason.name())
+            );
         }
     }
 }

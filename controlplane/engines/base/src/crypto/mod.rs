@@ -1,0 +1,17 @@
+//! What engines ask of cryptography, as traits: adapters and bare-metal builds bring the algorithms.
+
+mod esp;
+
+pub use esp::{EspParts, EspProvider, EspTransform, Forged, InvalidKey};
+
+/// A source of randomness, passed in so that simulations repeat.
+pub trait Rng {
+    /// Fills `bytes` with unpredictable bytes.
+    fn fill(&mut self, bytes: &mut [u8]);
+}
+
+impl<T: Rng + ?Sized> Rng for &mut T {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        (**self).fill(bytes);
+    }
+}

@@ -1,0 +1,250 @@
+//! Subscribers and their service profiles (spec rows K2, K3, K16), as the registry stores them.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::IpAddr;
+
+use crate::ids::SubscriberHandle;
+use crate::key::SecretKey;
+use crate::sa::{Class, EspSuite, Lifetime, Mode};
+use crate::selector::{Prefix, TrafficSelector};
+
+/// How a subscriber is known outside (K2). At least one is set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields, default)
+)]
+pub struct Identification {
+    /// Telephone number (E.164 digits).
+    pub telephone: Option<String>,
+    /// Network access identifier (RFC 7542).
+    pub nai: Option<String>,
+    /// Entry number in an external authentication database.
+    pub aaa_entry: Option<String>,
+}
+
+/// Whose address an IPsec application condition speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+pub enum ConditionAddress {
+    /// Whatever address the terminal registered with.
+    Terminal,
+    /// This prefix.
+    Prefix(Prefix),
+}
+
+/// One IPsec application condition (K2): an address, optionally paired with a peer, and a UDP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
+pub struct Condition {
+    /// The terminal's side.
+    pub address: ConditionAddress,
+    /// Only messages to or from these peers; all when absent.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub peer: Option<Prefix>,
+    /// UDP destination port, 500 unless said otherwise (K15).
+    pub port: u16,
+}
+
+/// The service profile: which messages are diverted (K2).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields, default)
+)]
+pub struct ServiceProfile {
+    /// List 1: peer → terminal messages to divert to the keyserver.
+    pub to_terminal: Vec<Condition>,
+    /// List 2: terminal → peer messages to divert to the keyserver.
+    pub from_terminal: Vec<Condition>,
+    /// List 3: gateway-addressed messages to forward.
+    pub to_gateway: Vec<Condition>,
+}
+
+impl ServiceProfile {
+    /// IKE on ports 500 and 4500 from any peer, requests on port 500: what a terminal needs.
+    pub fn standard() -> Self {
+        let condition = |port| Condition {
+            address: ConditionAddress::Terminal,
+            peer: None,
+            port,
+        };
+        Self {
+            to_terminal: [500, 4500].map(condition).to_vec(),
+            from_terminal: [500, 4500].map(condition).to_vec(),
+            to_gateway: Vec::new(),
+        }
+    }
+}
+
+/// When the gateway holds a profile (K3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+pub enum Attachment {
+    /// While the terminal is registered there.
+    #[default]
+    Registered,
+    /// Always, at its provisioned addresses.
+    Fixed,
+}
+
+/// An IKE identity (RFC 7296 §3.5).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+pub enum IkeId {
+    /// ID_IPV4_ADDR or ID_IPV6_ADDR.
+    Address(IpAddr),
+    /// ID_FQDN.
+    Fqdn(String),
+    /// ID_RFC822_ADDR.
+    Rfc822(String),
+    /// ID_KEY_ID.
+    KeyId(Vec<u8>),
+}
+
+impl fmt::Display for IkeId {
+    /// Control characters are escaped: identities come from the wire and end in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Fqdn(text) | Self::Rfc822(text) => write!(f, "{}", text.escape_debug()),
+            Self::KeyId(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+        }
+    }
+}
+
+impl IkeId {
+    /// Reads configuration text: an IP address, `user@host`, or a domain name.
+    pub fn from_text(text: &str) -> Self {
+        match text.parse() {
+            Ok(address) => Self::Address(address),
+            Err(_) if text.contains('@') => Self::Rfc822(text.into()),
+            Err(_) => Self::Fqdn(text.into()),
+        }
+    }
+}
+
+/// How the keyserver deals with one peer (or a prefix of peers) in the subscriber's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PeerPolicy {
+    /// The peers.
+    pub peer: Prefix,
+    /// Identity the keyserver shows as the terminal.
+    pub local_id: IkeId,
+    /// Identity the peer must prove; any when absent.
+    pub remote_id: Option<IkeId>,
+    /// IKE proposals in order of preference, strongSwan names (`aes256gcm16-prfsha256-x25519`).
+    pub ike_proposals: Vec<String>,
+    /// ESP suites in order of preference.
+    pub esp_suites: Vec<EspSuite>,
+    /// Whether to ask for 64-bit sequence numbers.
+    pub esn: bool,
+    /// Mode asked for as initiator and accepted as responder.
+    pub mode: Mode,
+    /// What the gateway may do.
+    pub class: Class,
+    /// Terminal's side of the traffic; the terminal's registered address when empty.
+    pub local_ts: Vec<TrafficSelector>,
+    /// Peer's side of the traffic; the peer's address when empty.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// Limits of CHILD SAs.
+    pub lifetime: Lifetime,
+}
+
+/// A subscriber without its secrets: what the command line shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Subscriber {
+    /// Number in sealed messages and map entries.
+    pub handle: SubscriberHandle,
+    /// Unique name within the operator.
+    pub name: String,
+    /// Operator (MVNO) it belongs to (K16).
+    pub operator: String,
+    /// How it is known outside.
+    pub identification: Identification,
+    /// Addresses the terminal may register with, hence the only ones a keyserver may speak for.
+    pub addresses: Vec<Prefix>,
+    /// When its profile is active.
+    pub attachment: Attachment,
+    /// Which messages are diverted.
+    pub profile: ServiceProfile,
+    /// How to negotiate, first match wins.
+    pub peers: Vec<PeerPolicy>,
+}
+
+impl Subscriber {
+    /// The policy for `peer`, if any.
+    pub fn policy_for(&self, peer: IpAddr) -> Option<&PeerPolicy> {
+        self.peers.iter().find(|policy| policy.peer.contains(peer))
+    }
+
+    /// Whether the terminal may use `address`.
+    pub fn may_use(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|prefix| prefix.contains(address))
+    }
+}
+
+/// A subscriber's secrets, never shown: the registry hands out only what a role needs.
+#[derive(Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SubscriberSecrets {
+    /// The symmetric key shared with the terminal, 256 bits.
+    pub ksub: SecretKey<32>,
+    /// Pre-shared keys for IKE, in the order of [`Subscriber::peers`].
+    pub psks: Vec<Psk>,
+}
+
+impl fmt::Debug for SubscriberSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// An IKE pre-shared key of any length (RFC 7296 §2.15); zeroized on drop, never printed.
+#[derive(Clone, PartialEq, Eq, zeroize::ZeroizeOnDrop)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(transparent)
+)]
+pub struct Psk(Vec<u8>);
+
+impl Psk {
+    /// Takes over `bytes`.
+    pub const fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The secret itself.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Psk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}

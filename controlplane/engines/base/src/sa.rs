@@ -1,0 +1,310 @@
+//! Security associations as the key exchange leaves them and everybody else takes them.
+
+use core::fmt;
+use core::net::IpAddr;
+use core::str::FromStr;
+
+use crate::ids::Spi;
+use crate::key::Key;
+use crate::selector::TrafficSelector;
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal, $text:literal;)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+        #[repr(u8)]
+        pub enum $name { $($(#[$vdoc])* $variant = $code,)+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name used in configuration, command line and output.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+
+            /// The value on our own wire formats.
+            pub const fn code(self) -> u8 {
+                self as u8
+            }
+
+            /// The value for a code of our own wire formats.
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownName;
+
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                Self::ALL.iter().copied().find(|value| value.name() == text).ok_or(UnknownName)
+            }
+        }
+    };
+}
+
+/// A name that is not in its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownName;
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown name")
+    }
+}
+
+impl core::error::Error for UnknownName {}
+
+named! {
+    /// How ESP protects: cipher and, where separate, integrity. Names as strongSwan's `esp_proposals`.
+    EspSuite {
+        /// AES-128-GCM with a 16-byte ICV (RFC 4106).
+        Aes128Gcm16 = 1, "aes128gcm16";
+        /// AES-256-GCM with a 16-byte ICV (RFC 4106).
+        Aes256Gcm16 = 2, "aes256gcm16";
+        /// AES-128-CBC (RFC 3602) with HMAC-SHA2-256-128 (RFC 4868).
+        Aes128CbcSha256 = 3, "aes128-sha256";
+        /// AES-256-CBC (RFC 3602) with HMAC-SHA2-256-128 (RFC 4868).
+        Aes256CbcSha256 = 4, "aes256-sha256";
+    }
+}
+
+impl EspSuite {
+    /// Bytes of cipher key, the salt of a counter-mode cipher not counted.
+    pub const fn cipher_key_len(self) -> usize {
+        match self {
+            Self::Aes128Gcm16 | Self::Aes128CbcSha256 => 16,
+            Self::Aes256Gcm16 | Self::Aes256CbcSha256 => 32,
+        }
+    }
+
+    /// Bytes of salt that follow the cipher key in the keying material (RFC 4106 §8.1).
+    pub const fn salt_len(self) -> usize {
+        if self.is_aead() { 4 } else { 0 }
+    }
+
+    /// Bytes of separate integrity key, 0 for an AEAD.
+    pub const fn integrity_key_len(self) -> usize {
+        if self.is_aead() { 0 } else { 32 }
+    }
+
+    /// Bytes of keying material for one direction.
+    pub const fn key_material_len(self) -> usize {
+        self.cipher_key_len() + self.salt_len() + self.integrity_key_len()
+    }
+
+    /// Bytes of explicit IV in each packet.
+    pub const fn iv_len(self) -> usize {
+        if self.is_aead() { 8 } else { 16 }
+    }
+
+    /// Bytes of ICV in each packet.
+    pub const fn icv_len(self) -> usize {
+        16
+    }
+
+    /// Payload and trailer must fill a multiple of this many bytes.
+    pub const fn block_len(self) -> usize {
+        if self.is_aead() { 4 } else { 16 }
+    }
+
+    /// True when cipher and integrity are one algorithm under one key.
+    pub const fn is_aead(self) -> bool {
+        matches!(self, Self::Aes128Gcm16 | Self::Aes256Gcm16)
+    }
+}
+
+named! {
+    /// IPsec mode (RFC 4301 §3.2).
+    Mode {
+        /// The payload of the packet is protected, its IP header stays.
+        Transport = 1, "transport";
+        /// The whole packet is protected inside a new one.
+        Tunnel = 2, "tunnel";
+    }
+}
+
+named! {
+    /// What the gateway may do with an SA (spec row T8). It is never given a key it may not use.
+    Class {
+        /// Decrypt, generate and modify: segment keys on both sides.
+        Full = 1, "full";
+        /// Decrypt only.
+        Inspect = 2, "inspect";
+        /// Pass untouched: end-to-end keys, none of them at the gateway.
+        None = 3, "none";
+    }
+}
+
+/// Keys of one direction of an ESP SA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct EspKeys {
+    /// Cipher key, followed by the salt for counter-mode ciphers.
+    pub cipher: Key,
+    /// Integrity key, empty for an AEAD.
+    pub integrity: Key,
+}
+
+impl EspKeys {
+    /// Splits `material` (cipher key, salt, integrity key, in this order: RFC 7296 §2.17); `None` if its
+    /// length is not [`EspSuite::key_material_len`].
+    pub fn split(suite: EspSuite, material: &[u8]) -> Option<Self> {
+        if material.len() != suite.key_material_len() {
+            return None;
+        }
+        let (cipher, integrity) = material.split_at_checked(suite.cipher_key_len() + suite.salt_len())?;
+        Some(Self {
+            cipher: Key::from_slice(cipher)?,
+            integrity: Key::from_slice(integrity)?,
+        })
+    }
+}
+
+/// UDP encapsulation of ESP (RFC 3948), ports seen from the local end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct UdpEncap {
+    /// Port of the side that holds this description.
+    pub local_port: u16,
+    /// Port of the other side, as packets from it show it.
+    pub remote_port: u16,
+}
+
+/// Limits of an SA (RFC 4301 §4.4.2.1). Zero means no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Lifetime {
+    /// Seconds after which a replacement is wanted.
+    pub soft_seconds: u32,
+    /// Seconds after which the SA is gone.
+    pub hard_seconds: u32,
+    /// Bytes after which a replacement is wanted.
+    pub soft_bytes: u64,
+    /// Bytes after which the SA is gone.
+    pub hard_bytes: u64,
+}
+
+/// Most traffic selectors per side that a CHILD SA of ours carries.
+pub const MAX_SELECTORS: usize = 4;
+
+/// Traffic selectors of one side, at most [`MAX_SELECTORS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Selectors {
+    items: [Option<TrafficSelector>; MAX_SELECTORS],
+}
+
+impl Selectors {
+    /// No selector: nothing matches.
+    pub const EMPTY: Self = Self {
+        items: [None; MAX_SELECTORS],
+    };
+
+    /// The first [`MAX_SELECTORS`] of `selectors`.
+    pub fn from_iter(selectors: impl IntoIterator<Item = TrafficSelector>) -> Self {
+        let mut items = [None; MAX_SELECTORS];
+        for (slot, selector) in items.iter_mut().zip(selectors) {
+            *slot = Some(selector);
+        }
+        Self { items }
+    }
+
+    /// One selector.
+    pub fn one(selector: TrafficSelector) -> Self {
+        Self::from_iter([selector])
+    }
+
+    /// The selectors.
+    pub fn iter(&self) -> impl Iterator<Item = &TrafficSelector> {
+        self.items.iter().flatten()
+    }
+
+    /// Whether a packet end matches any of them.
+    pub fn matches(&self, address: IpAddr, protocol: u8, port: Option<u16>) -> bool {
+        self.iter()
+            .any(|selector| selector.matches(address, protocol, port))
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Selectors {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.items.serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Selectors {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self {
+            items: serde::Deserialize::deserialize(deserializer)?,
+        })
+    }
+}
+
+/// An established pair of ESP SAs, described from its **local** end (the terminal's, for a proxied exchange).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ChildSa {
+    /// Local outer address: the terminal's.
+    pub local: IpAddr,
+    /// Remote outer address: the peer's.
+    pub remote: IpAddr,
+    /// Algorithms.
+    pub suite: EspSuite,
+    /// Transport or tunnel.
+    pub mode: Mode,
+    /// 64-bit sequence numbers (RFC 4303 §2.2.1).
+    pub esn: bool,
+    /// UDP encapsulation, if a NAT was found.
+    pub encap: Option<UdpEncap>,
+    /// SPI of packets the local end receives.
+    pub spi_in: Spi,
+    /// SPI of packets the local end sends.
+    pub spi_out: Spi,
+    /// Keys of packets the local end receives.
+    pub keys_in: EspKeys,
+    /// Keys of packets the local end sends.
+    pub keys_out: EspKeys,
+    /// What the local side of the traffic is.
+    pub local_ts: Selectors,
+    /// What the remote side of the traffic is.
+    pub remote_ts: Selectors,
+    /// Limits.
+    pub lifetime: Lifetime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keying_material_is_split_in_the_order_of_the_rfc() {
+        let material: [u8; 64] = core::array::from_fn(|i| i as u8);
+        let keys = EspKeys::split(EspSuite::Aes256CbcSha256, &material).unwrap();
+        assert_eq!(keys.cipher.expose(), &material[..32]);
+        assert_eq!(keys.integrity.expose(), &material[32..]);
+        let keys = EspKeys::split(EspSuite::Aes256Gcm16, &material[..36]).unwrap();
+        assert_eq!(keys.cipher.len(), 36);
+        assert!(keys.integrity.is_empty());
+        assert!(EspKeys::split(EspSuite::Aes256Gcm16, &material[..35]).is_none());
+    }
+
+    #[test]
+    fn names_and_codes_are_read_back() {
+        for suite in EspSuite::ALL {
+            assert_eq!(suite.name().parse(), Ok(*suite));
+            assert_eq!(EspSuite::from_code(suite.code()), Some(*suite));
+        }
+        assert_eq!("rot13".parse::<EspSuite>(), Err(UnknownName));
+    }
+}
