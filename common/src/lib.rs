@@ -4,11 +4,18 @@
 //! for bare-metal targets alike, so nothing here may assume an operating system.
 //!
 //! * [`wire`]: headers as they lie on the wire, read in place;
-//! * [`drop_reason`]: the one table of reasons a packet can be dropped for.
+//! * [`headers`] and [`mod@classify`]: parser and classifier, one source for both sides;
+//! * [`abi`]: keys and values of the BPF maps, and the metadata of a diverted packet;
+//! * [`counter`] and [`drop_reason`]: the tables of what can happen to a packet.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod abi;
+pub mod classify;
+pub mod counter;
 pub mod drop_reason;
+pub mod headers;
 pub mod wire;
 
+pub use classify::{Verdict, classify, classify_frame};
 pub use drop_reason::DropReason;

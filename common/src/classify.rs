@@ -1,0 +1,305 @@
+//! The classifier: which packets are the gateway's business (seed's steps S21 to S26).
+//!
+//! [`classify`] is compiled into the XDP program and into user space from this one source; [`Tables`] stands
+//! for the profile maps. It decides by headers and conditions alone. Whether an ordinary packet can really be
+//! forwarded inside XDP is for the routing to say, afterwards.
+//!
+//! Order of the questions: is the frame for us and unicast; is it whole; does a condition divert it; may it be
+//! forwarded here. A packet from a terminal is asked for the terminal's conditions first, then for those of its
+//! destination, so that of two terminals talking to each other the sender's side sees it.
+
+use crate::DropReason;
+use crate::abi::{
+    Address, CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, GLOBAL_GATEWAY, GatewayCondition, GatewayKey, Globals,
+    PairKey, PortInfo, ProfileEntry, Role,
+};
+use crate::counter::{DivertKind, PassReason};
+use crate::headers::{Headers, Packet, Refused, Window, parse};
+use crate::wire::{IKE_HEADER_LEN, NON_ESP_MARKER_LEN, PORT_IKE, protocol};
+
+/// The profile maps as the classifier sees them.
+pub trait Tables {
+    /// Conditions for an address: those of the host, else those of the longest prefix.
+    fn profile(&self, address: &Address) -> Option<&ProfileEntry>;
+    /// Conditions for a terminal and a peer.
+    fn pair(&self, key: &PairKey) -> Option<&ProfileEntry>;
+    /// Condition for a message addressed to the gateway.
+    fn gateway(&self, key: &GatewayKey) -> Option<&GatewayCondition>;
+}
+
+/// What is to be done with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Give it to user space.
+    Divert {
+        /// Why.
+        kind: DivertKind,
+        /// Subscriber concerned; 0 if unknown.
+        handle: u64,
+        /// The subscriber's terminal sent it (otherwise it is the destination).
+        from_terminal: bool,
+    },
+    /// Forward it by the routing table.
+    Ordinary,
+    /// Leave it to the kernel.
+    NotOurs(PassReason),
+    /// Drop it.
+    Drop(DropReason),
+}
+
+/// Bytes of the UDP header.
+const UDP: usize = 8;
+
+/// Parses and classifies a frame that came in through `port`; the headers are there unless parsing failed.
+#[inline(always)]
+pub fn classify_frame<P: Packet + ?Sized, T: Tables>(
+    packet: &P,
+    port: &PortInfo,
+    globals: &Globals,
+    tables: &T,
+) -> (Verdict, Option<Headers>) {
+    match parse(packet) {
+        Ok(headers) => (classify(packet, &headers, port, globals, tables), Some(headers)),
+        Err(Refused::Pass(reason)) => (Verdict::NotOurs(reason), None),
+        Err(Refused::Drop(reason)) => (Verdict::Drop(reason), None),
+    }
+}
+
+/// Decides by headers and conditions.
+#[inline(always)]
+pub fn classify<P: Packet + ?Sized, T: Tables>(
+    packet: &P,
+    headers: &Headers,
+    port: &PortInfo,
+    globals: &Globals,
+    tables: &T,
+) -> Verdict {
+    if !is_for_port(headers, port) {
+        return Verdict::NotOurs(PassReason::OtherHost);
+    }
+    if is_local_scope(headers.v4, &headers.destination) || is_local_scope(headers.v4, &headers.source) {
+        return Verdict::NotOurs(PassReason::NotUnicast);
+    }
+    if headers.ttl == 0 {
+        return Verdict::Drop(DropReason::TtlExpired);
+    }
+    if headers.fragment {
+        return Verdict::NotOurs(PassReason::Fragment);
+    }
+    // Only these three can be diverted: nothing else costs a look-up.
+    if matches!(headers.protocol, protocol::UDP | protocol::ESP | protocol::AH)
+        && let Some(verdict) = diverted(packet, headers, port, globals, tables)
+    {
+        return verdict;
+    }
+    if headers.ttl == 1 {
+        Verdict::NotOurs(PassReason::TtlExpiring)
+    } else if headers.options {
+        Verdict::NotOurs(PassReason::Options)
+    } else if headers.tags != 0 {
+        Verdict::NotOurs(PassReason::Tagged)
+    } else {
+        Verdict::Ordinary
+    }
+}
+
+#[inline(always)]
+fn is_for_port(headers: &Headers, port: &PortInfo) -> bool {
+    let [a, b, c, d, e, f] = port.mac;
+    let mac = (u16::from_be_bytes([a, b]), u32::from_ne_bytes([c, d, e, f]));
+    mac == (0, 0) || mac == headers.dmac
+}
+
+/// True for addresses a router does not forward: unspecified, loopback, link-local, multicast, broadcast.
+#[inline(always)]
+fn is_local_scope(v4: bool, address: &Address) -> bool {
+    let [first, second, third, last] = address.words;
+    if v4 {
+        let value = u32::from_be(last);
+        let octet = value >> 24;
+        octet == 0 || octet == 127 || octet >= 224 || value >> 16 == 0xa9fe
+    } else {
+        let value = u32::from_be(first);
+        let low = (u32::from_be(third), u32::from_be(last));
+        // ff00::/8, fe80::/10, ::/127 (unspecified and loopback), and ::ffff:0:0/96, which must not appear on
+        // the wire and would be mistaken for IPv4 in the tables.
+        value >> 24 == 0xff
+            || value >> 22 == 0x3fa
+            || (first | second == 0 && (low.0 == 0xffff || low.0 == 0 && low.1 <= 1))
+    }
+}
+
+#[inline(always)]
+fn diverted<P: Packet + ?Sized, T: Tables>(
+    packet: &P,
+    headers: &Headers,
+    port: &PortInfo,
+    globals: &Globals,
+    tables: &T,
+) -> Option<Verdict> {
+    let udp = headers.protocol == protocol::UDP;
+    if udp && globals.flags & GLOBAL_GATEWAY != 0 {
+        let key = GatewayKey {
+            address: headers.destination,
+            port: u32::from(headers.destination_port),
+        };
+        if let Some(condition) = tables.gateway(&key) {
+            return Some(divert(DivertKind::ToGateway, condition.handle, false));
+        }
+    }
+    if Role::from_abi(port.role) == Role::Access {
+        let terminal = effective(tables, &headers.source, &headers.destination);
+        if let Some(entry) = terminal
+            && let Some(kind) = from_terminal(packet, headers, entry, globals)
+        {
+            return Some(unless_expiring(headers, kind, entry.handle, true));
+        }
+        // A terminal that is not registered yet: its registration is all the network takes from it.
+        if udp && headers.destination_port == PORT_IKE && has_reserved_spis(packet, headers, 0, globals) {
+            let handle = terminal.map_or(0, |entry| entry.handle);
+            return Some(divert(DivertKind::IkeFromTerminal, handle, true));
+        }
+    }
+    let entry = effective(tables, &headers.destination, &headers.source)?;
+    let kind = to_terminal(packet, headers, entry)?;
+    Some(unless_expiring(headers, kind, entry.handle, false))
+}
+
+/// The entry for `terminal`, or the one for the pair where the terminal's entry asks for it.
+#[inline(always)]
+fn effective<'a, T: Tables>(tables: &'a T, terminal: &Address, peer: &Address) -> Option<&'a ProfileEntry> {
+    let entry = tables.profile(terminal)?;
+    if entry.flags & CONSULT_PAIRS != 0
+        && let Some(pair) = tables.pair(&PairKey {
+            terminal: *terminal,
+            peer: *peer,
+        })
+    {
+        return Some(pair);
+    }
+    Some(entry)
+}
+
+#[inline(always)]
+fn divert(kind: DivertKind, handle: u64, from_terminal: bool) -> Verdict {
+    Verdict::Divert {
+        kind,
+        handle,
+        from_terminal,
+    }
+}
+
+/// Packets user space would forward need a hop left; without one, the kernel answers with ICMP.
+#[inline(always)]
+fn unless_expiring(headers: &Headers, kind: DivertKind, handle: u64, from_terminal: bool) -> Verdict {
+    if headers.ttl == 1 && matches!(kind, DivertKind::Esp | DivertKind::Ah | DivertKind::NattEsp) {
+        Verdict::NotOurs(PassReason::TtlExpiring)
+    } else {
+        divert(kind, handle, from_terminal)
+    }
+}
+
+/// Condition list 2.
+#[inline(always)]
+fn from_terminal<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers,
+    entry: &ProfileEntry,
+    globals: &Globals,
+) -> Option<DivertKind> {
+    match headers.protocol {
+        protocol::ESP if entry.flags & DIVERT_ESP != 0 => Some(DivertKind::Esp),
+        protocol::AH if entry.flags & DIVERT_AH != 0 => Some(DivertKind::Ah),
+        protocol::UDP => {
+            // Towards a peer behind a NAT the condition's port is the terminal's own.
+            let index = port_index(&entry.from_terminal, headers.destination_port)
+                .or_else(|| port_index(&entry.from_terminal, headers.source_port))?;
+            if entry.natt_from >> index & 1 == 0 {
+                return has_reserved_spis(packet, headers, 0, globals).then_some(DivertKind::IkeFromTerminal);
+            }
+            match natt_kind(packet, headers) {
+                // A terminal has no IKE: with other SPIs it is somebody else's, and passes untouched.
+                DivertKind::NattIke => has_reserved_spis(packet, headers, NON_ESP_MARKER_LEN, globals)
+                    .then_some(DivertKind::IkeFromTerminal),
+                kind => Some(kind),
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Condition list 1.
+#[inline(always)]
+fn to_terminal<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers,
+    entry: &ProfileEntry,
+) -> Option<DivertKind> {
+    match headers.protocol {
+        protocol::ESP if entry.flags & DIVERT_ESP != 0 => Some(DivertKind::Esp),
+        protocol::AH if entry.flags & DIVERT_AH != 0 => Some(DivertKind::Ah),
+        protocol::UDP => {
+            let index = port_index(&entry.to_terminal, headers.destination_port)?;
+            if entry.natt_to >> index & 1 == 0 {
+                Some(DivertKind::IkeToTerminal)
+            } else {
+                Some(natt_kind(packet, headers))
+            }
+        }
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn port_index(ports: &[u16; 4], port: u16) -> Option<u32> {
+    let [a, b, c, d] = *ports;
+    match port {
+        0 => None,
+        _ if port == a => Some(0),
+        _ if port == b => Some(1),
+        _ if port == c => Some(2),
+        _ if port == d => Some(3),
+        _ => None,
+    }
+}
+
+/// Tells the three kinds of packet on a port with the framing of RFC 3948 §2 apart.
+#[inline(always)]
+fn natt_kind<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> DivertKind {
+    let payload = headers.l4_offset as usize + UDP;
+    let end = headers.end as usize;
+    if payload + 1 == end && packet.window::<1>(payload).is_some_and(|byte| byte.u8(0) == 0xff) {
+        return DivertKind::NattKeepalive;
+    }
+    if payload + NON_ESP_MARKER_LEN <= end
+        && packet
+            .window::<NON_ESP_MARKER_LEN>(payload)
+            .is_some_and(|marker| marker.word(0) == 0)
+    {
+        return DivertKind::NattIke;
+    }
+    DivertKind::NattEsp
+}
+
+/// True if an IKE header stands `skip` bytes into the UDP payload and both its SPIs hold the reserved value.
+#[inline(always)]
+fn has_reserved_spis<P: Packet + ?Sized>(
+    packet: &P,
+    headers: &Headers,
+    skip: usize,
+    globals: &Globals,
+) -> bool {
+    let offset = headers.l4_offset as usize + UDP + skip;
+    if offset + IKE_HEADER_LEN > headers.end as usize {
+        return false;
+    }
+    let Some(ike) = packet.window::<IKE_HEADER_LEN>(offset) else {
+        return false;
+    };
+    let high = (globals.reserved_spi >> 32) as u32;
+    let low = globals.reserved_spi as u32;
+    ike.word(0) == high.to_be()
+        && ike.word(4) == low.to_be()
+        && ike.word(8) == high.to_be()
+        && ike.word(12) == low.to_be()
+}
