@@ -1,14 +1,15 @@
 //! Subscribers and their service profiles (spec rows K2, K3, K16), as the registry stores them.
 
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
+use core::str::FromStr;
 
 use crate::ids::SubscriberHandle;
 use crate::key::SecretKey;
 use crate::sa::{Class, EspSuite, Lifetime, Mode};
-use crate::selector::{Prefix, TrafficSelector};
+use crate::selector::{InvalidPrefix, Prefix, TrafficSelector};
 
 /// How a subscriber is known outside (K2). At least one is set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,18 +27,60 @@ pub struct Identification {
     pub aaa_entry: Option<String>,
 }
 
-/// Whose address an IPsec application condition speaks of.
+/// Whose address an IPsec application condition speaks of. Text: `terminal`, or the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
 pub enum ConditionAddress {
     /// Whatever address the terminal registered with.
     Terminal,
     /// This prefix.
     Prefix(Prefix),
+}
+
+impl fmt::Display for ConditionAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Terminal => f.write_str("terminal"),
+            Self::Prefix(prefix) => prefix.fmt(f),
+        }
+    }
+}
+
+impl FromStr for ConditionAddress {
+    type Err = InvalidPrefix;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPrefix> {
+        match text {
+            "terminal" => Ok(Self::Terminal),
+            prefix => prefix.parse().map(Self::Prefix),
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for ConditionAddress {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return serializer.serialize_str(&self.to_string());
+        }
+        match self {
+            Self::Terminal => None,
+            Self::Prefix(prefix) => Some(*prefix),
+        }
+        .serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for ConditionAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            return text.parse().map_err(|error| {
+                serde::de::Error::custom(format_args!("`{}`: {error}, or `terminal`", text.escape_debug()))
+            });
+        }
+        Ok(Option::<Prefix>::deserialize(deserializer)?.map_or(Self::Terminal, Self::Prefix))
+    }
 }
 
 /// One IPsec application condition (K2): an address, optionally paired with a peer, and a UDP port.
@@ -54,7 +97,13 @@ pub struct Condition {
     #[cfg_attr(feature = "serde", serde(default))]
     pub peer: Option<Prefix>,
     /// UDP destination port, 500 unless said otherwise (K15).
+    #[cfg_attr(feature = "serde", serde(default = "ike_port"))]
     pub port: u16,
+}
+
+#[cfg(feature = "serde")]
+const fn ike_port() -> u16 {
+    500
 }
 
 /// The service profile: which messages are diverted (K2).
@@ -105,12 +154,9 @@ pub enum Attachment {
 }
 
 /// An IKE identity (RFC 7296 §3.5).
+///
+/// Serialised as [`IkeId::to_text`] writes it where people read it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
 pub enum IkeId {
     /// ID_IPV4_ADDR or ID_IPV6_ADDR.
     Address(IpAddr),
@@ -134,13 +180,95 @@ impl fmt::Display for IkeId {
 }
 
 impl IkeId {
-    /// Reads configuration text: an IP address, `user@host`, or a domain name.
+    /// Reads configuration text: an IP address, `user@host`, or a domain name. A type in front forbids guessing:
+    /// `fqdn:`, `email:`, `keyid:` (hex digits).
     pub fn from_text(text: &str) -> Self {
+        if let Some(name) = text.strip_prefix("fqdn:") {
+            return Self::Fqdn(name.into());
+        }
+        if let Some(mailbox) = text.strip_prefix("email:") {
+            return Self::Rfc822(mailbox.into());
+        }
+        if let Some(bytes) = text.strip_prefix("keyid:").and_then(from_hex) {
+            return Self::KeyId(bytes);
+        }
         match text.parse() {
             Ok(address) => Self::Address(address),
             Err(_) if text.contains('@') => Self::Rfc822(text.into()),
             Err(_) => Self::Fqdn(text.into()),
         }
+    }
+
+    /// Text that [`IkeId::from_text`] reads back as the same identity.
+    pub fn to_text(&self) -> String {
+        let (kind, plain) = match self {
+            Self::Address(address) => return address.to_string(),
+            Self::Fqdn(name) => ("fqdn:", name.clone()),
+            Self::Rfc822(mailbox) => ("email:", mailbox.clone()),
+            Self::KeyId(_) => ("keyid:", self.to_string()),
+        };
+        if Self::from_text(&plain) == *self {
+            plain
+        } else {
+            kind.to_string() + &plain
+        }
+    }
+}
+
+/// The bytes that an even number of hex digits stand for.
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).map(|value| value as u8))
+        .collect::<Option<_>>()?;
+    if !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    Some(
+        digits
+            .chunks_exact(2)
+            .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit))
+            .collect(),
+    )
+}
+
+#[cfg(feature = "serde")]
+#[derive(serde::Serialize, serde::Deserialize)]
+enum IkeIdParts {
+    Address(IpAddr),
+    Fqdn(String),
+    Rfc822(String),
+    KeyId(Vec<u8>),
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for IkeId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return serializer.serialize_str(&self.to_text());
+        }
+        match self.clone() {
+            Self::Address(address) => IkeIdParts::Address(address),
+            Self::Fqdn(name) => IkeIdParts::Fqdn(name),
+            Self::Rfc822(mailbox) => IkeIdParts::Rfc822(mailbox),
+            Self::KeyId(bytes) => IkeIdParts::KeyId(bytes),
+        }
+        .serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for IkeId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            return Ok(Self::from_text(&String::deserialize(deserializer)?));
+        }
+        Ok(match IkeIdParts::deserialize(deserializer)? {
+            IkeIdParts::Address(address) => Self::Address(address),
+            IkeIdParts::Fqdn(name) => Self::Fqdn(name),
+            IkeIdParts::Rfc822(mailbox) => Self::Rfc822(mailbox),
+            IkeIdParts::KeyId(bytes) => Self::KeyId(bytes),
+        })
     }
 }
 
@@ -246,5 +374,37 @@ impl Psk {
 impl fmt::Debug for Psk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_are_read_back_as_the_same_kind() {
+        for id in [
+            IkeId::Address(IpAddr::from([10, 0, 0, 1])),
+            IkeId::Fqdn("peer.towpath.example".into()),
+            IkeId::Fqdn("10.0.0.1".into()),
+            IkeId::Fqdn("fqdn:odd".into()),
+            IkeId::Rfc822("a@towpath.example".into()),
+            IkeId::Rfc822("no-at-sign".into()),
+            IkeId::KeyId(alloc::vec![0, 0xff]),
+        ] {
+            assert_eq!(IkeId::from_text(&id.to_text()), id);
+        }
+        assert_eq!(
+            IkeId::from_text("a@towpath.example").to_text(),
+            "a@towpath.example"
+        );
+    }
+
+    #[test]
+    fn a_condition_names_the_terminal_or_a_prefix() {
+        assert_eq!("terminal".parse(), Ok(ConditionAddress::Terminal));
+        let prefix: ConditionAddress = "10.0.0.0/8".parse().unwrap();
+        assert_eq!(prefix.to_string(), "10.0.0.0/8");
+        assert!("terminals".parse::<ConditionAddress>().is_err());
     }
 }

@@ -12,7 +12,6 @@ macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal, $text:literal;)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[repr(u8)]
         pub enum $name { $($(#[$vdoc])* $variant = $code,)+ }
 
@@ -47,6 +46,34 @@ macro_rules! named {
 
             fn from_str(text: &str) -> Result<Self, UnknownName> {
                 Self::ALL.iter().copied().find(|value| value.name() == text).ok_or(UnknownName)
+            }
+        }
+
+        // The name where people read it, the code elsewhere.
+        #[cfg(feature = "serde")]
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.serialize_str(self.name())
+                } else {
+                    serializer.serialize_u8(self.code())
+                }
+            }
+        }
+
+        #[cfg(feature = "serde")]
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                use serde::de::Error;
+
+                const NAMES: &[&str] = &[$($text,)+];
+                if deserializer.is_human_readable() {
+                    let text = alloc::string::String::deserialize(deserializer)?;
+                    text.parse().map_err(|_| D::Error::unknown_variant(&text, NAMES))
+                } else {
+                    let code = u8::deserialize(deserializer)?;
+                    Self::from_code(code).ok_or_else(|| D::Error::custom("unknown code"))
+                }
             }
         }
     };
@@ -210,6 +237,10 @@ impl Selectors {
     };
 
     /// The first [`MAX_SELECTORS`] of `selectors`.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "collecting would hide that the rest is dropped"
+    )]
     pub fn from_iter(selectors: impl IntoIterator<Item = TrafficSelector>) -> Self {
         let mut items = [None; MAX_SELECTORS];
         for (slot, selector) in items.iter_mut().zip(selectors) {

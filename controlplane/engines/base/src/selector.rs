@@ -5,8 +5,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 
 /// An address prefix of either family; a host is a prefix of full length.
+///
+/// Serialised as text (`10.0.0.0/8`) where people read it, as address and length elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Prefix {
     address: IpAddr,
     len: u8,
@@ -109,8 +110,9 @@ impl FromStr for Prefix {
 }
 
 /// What one side of a CHILD SA protects (RFC 7296 §3.13.1): a range of addresses, a protocol, a range of ports.
+///
+/// Serialised as its text (`10.0.0.0-10.0.0.9 proto 6 ports 80-80`) where people read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TrafficSelector {
     /// First address.
     pub first: IpAddr,
@@ -194,6 +196,129 @@ impl fmt::Display for TrafficSelector {
     }
 }
 
+/// The text is not a traffic selector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidSelector;
+
+impl fmt::Display for InvalidSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("expected `ADDRESS[/LENGTH]` or `FIRST-LAST`, then optionally `proto N` and `ports A-B`")
+    }
+}
+
+impl core::error::Error for InvalidSelector {}
+
+impl FromStr for TrafficSelector {
+    type Err = InvalidSelector;
+
+    /// Reads what `Display` writes, and a prefix in place of the range.
+    fn from_str(text: &str) -> Result<Self, InvalidSelector> {
+        let mut words = text.split_whitespace();
+        let range = words.next().ok_or(InvalidSelector)?;
+        let mut selector = match range.split_once('-') {
+            None => Self::any_of(range.parse().map_err(|_| InvalidSelector)?),
+            Some((first, last)) => Self {
+                first: first.parse().map_err(|_| InvalidSelector)?,
+                last: last.parse().map_err(|_| InvalidSelector)?,
+                protocol: 0,
+                first_port: 0,
+                last_port: u16::MAX,
+            },
+        };
+        while let Some(word) = words.next() {
+            let value = words.next().ok_or(InvalidSelector)?;
+            match word {
+                "proto" => selector.protocol = value.parse().map_err(|_| InvalidSelector)?,
+                "ports" => {
+                    let (first, last) = value.split_once('-').unwrap_or((value, value));
+                    selector.first_port = first.parse().map_err(|_| InvalidSelector)?;
+                    selector.last_port = last.parse().map_err(|_| InvalidSelector)?;
+                }
+                _ => return Err(InvalidSelector),
+            }
+        }
+        let in_order = selector.first.is_ipv4() == selector.last.is_ipv4()
+            && selector.first <= selector.last
+            && selector.first_port <= selector.last_port;
+        in_order.then_some(selector).ok_or(InvalidSelector)
+    }
+}
+
+#[cfg(feature = "serde")]
+mod serde_impls {
+    //! Text for people, numbers for machines; both checked on the way in.
+
+    use alloc::string::{String, ToString};
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{InvalidPrefix, InvalidSelector, IpAddr, Prefix, TrafficSelector};
+
+    impl Serialize for Prefix {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            if serializer.is_human_readable() {
+                serializer.serialize_str(&self.to_string())
+            } else {
+                (self.address, self.len).serialize(serializer)
+            }
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Prefix {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            if deserializer.is_human_readable() {
+                let text = String::deserialize(deserializer)?;
+                text.parse()
+                    .map_err(|error| D::Error::custom(format_args!("`{}`: {error}", text.escape_debug())))
+            } else {
+                let (address, len) = <(IpAddr, u8)>::deserialize(deserializer)?;
+                Self::new(address, len).ok_or_else(|| D::Error::custom(InvalidPrefix))
+            }
+        }
+    }
+
+    type Parts = (IpAddr, IpAddr, u8, u16, u16);
+
+    impl Serialize for TrafficSelector {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            if serializer.is_human_readable() {
+                return serializer.serialize_str(&self.to_string());
+            }
+            let parts: Parts = (
+                self.first,
+                self.last,
+                self.protocol,
+                self.first_port,
+                self.last_port,
+            );
+            parts.serialize(serializer)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for TrafficSelector {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            if deserializer.is_human_readable() {
+                let text = String::deserialize(deserializer)?;
+                return text
+                    .parse()
+                    .map_err(|error| D::Error::custom(format_args!("`{}`: {error}", text.escape_debug())));
+            }
+            let (first, last, protocol, first_port, last_port) = Parts::deserialize(deserializer)?;
+            if first.is_ipv4() != last.is_ipv4() || first > last || first_port > last_port {
+                return Err(D::Error::custom(InvalidSelector));
+            }
+            Ok(Self {
+                first,
+                last,
+                protocol,
+                first_port,
+                last_port,
+            })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -233,5 +358,27 @@ mod tests {
             a.intersect(&TrafficSelector::host("11.0.0.1".parse().unwrap()))
                 .is_none()
         );
+    }
+
+    #[test]
+    fn selectors_are_read_back_from_their_text() {
+        for text in [
+            "10.0.0.1",
+            "10.0.0.0-10.0.0.9 proto 6 ports 80-443",
+            "2001:db8::-2001:db8::ff",
+        ] {
+            assert_eq!(text.parse::<TrafficSelector>().unwrap().to_string(), text);
+        }
+        let net: TrafficSelector = "10.0.0.0/30 ports 53".parse().unwrap();
+        assert_eq!(net.to_string(), "10.0.0.0-10.0.0.3 ports 53-53");
+        for text in [
+            "",
+            "10.0.0.9-10.0.0.1",
+            "10.0.0.1-::1",
+            "10.0.0.1 ports 9-8",
+            "10.0.0.1 proto",
+        ] {
+            assert_eq!(text.parse::<TrafficSelector>(), Err(InvalidSelector), "{text}");
+        }
     }
 }
