@@ -18,7 +18,7 @@ const CORE_ALONE: &[&str] = &["towpath-terminal-core"];
 /// One check: its name and what runs it.
 struct Item {
     name: &'static str,
-    work: Box<dyn Fn(&Path) -> Result<()>>,
+    work: fn(&Path) -> Result<()>,
 }
 
 /// Runs every check, also after one has failed, and ends with a list of what did.
@@ -49,10 +49,7 @@ pub fn report(root: &Path) -> Vec<String> {
 }
 
 fn items() -> Vec<Item> {
-    let item = |name, work: fn(&Path) -> Result<()>| Item {
-        name,
-        work: Box::new(work),
-    };
+    let item = |name, work: fn(&Path) -> Result<()>| Item { name, work };
     vec![
         item("fmt", fmt),
         item("layers", |root| {

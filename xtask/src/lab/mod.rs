@@ -1,3 +1,337 @@
-//! The lab.
+//! The lab: two terminals, a gateway and an unmodified IPsec peer on this machine.
+//!
+//! [`net`] draws it. The peer is strongSwan of one of two kinds ([`PeerKind`]). What a lab needs lies under
+//! `.lab/INSTANCE`; the processes it started are recorded there with their start times, and only those
+//! (and what runs inside its own namespaces) are ended by [`Lab::down`].
+//!
+//! strongSwan's user-space ESP (kernel-libipsec) has limits of its own, found out here: it only sends ESP in UDP,
+//! and only in tunnel mode, so its connections force encapsulation and use tunnel mode with host selectors
+//! (/32, /128). Since those selectors cover IKE's own packets, a mark keeps these out of the tunnel.
 
+pub mod capture;
 pub mod cli;
+pub mod guest;
+pub mod net;
+pub mod state;
+pub mod strongswan;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+pub use self::capture::{Capture, Frame, Seen, What};
+pub use self::net::{Family, Net, Node};
+pub use self::strongswan::{Charon, ChildSa, Conn, IkeSa, Mode, Suite, psk};
+
+use self::guest::Guest;
+use self::state::{Process, State};
+use self::strongswan::Place;
+use crate::sh::{Cmd, Output, is_root};
+
+/// What kind of peer a lab has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerKind {
+    /// charon over a real Linux kernel's XFRM, in user-mode Linux: raw ESP, transport mode
+    #[default]
+    Kernel,
+    /// charon with ESP in user space, in a plain namespace: ESP in UDP, tunnel mode
+    Libipsec,
+}
+
+impl PeerKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Libipsec => "libipsec",
+        }
+    }
+
+    /// The mode its CHILD SAs use between hosts.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Kernel => Mode::Transport,
+            Self::Libipsec => Mode::Tunnel,
+        }
+    }
+}
+
+/// How to bring a lab up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which lab: several can run side by side.
+    pub instance: String,
+    /// What kind of peer.
+    pub peer: PeerKind,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            instance: "default".to_owned(),
+            peer: PeerKind::default(),
+        }
+    }
+}
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    root: PathBuf,
+    dir: PathBuf,
+    net: Net,
+    state: State,
+    ephemeral: bool,
+}
+
+impl Lab {
+    fn folder(root: &Path, instance: &str) -> PathBuf {
+        root.join(".lab").join(instance)
+    }
+
+    /// Brings the lab up, or finds it up already. A lab of another kind, or a broken one, is replaced.
+    pub fn up(root: &Path, options: &Options) -> Result<Self> {
+        if !is_root() {
+            bail!("the lab makes network namespaces: run as root");
+        }
+        if let Some(lab) = Self::attach(root, &options.instance)?
+            && lab.state.peer == options.peer
+            && lab.healthy()
+        {
+            return Ok(lab);
+        }
+        Self::down_instance(root, &options.instance)?;
+        let dir = Self::folder(root, &options.instance);
+        std::fs::create_dir_all(&dir)?;
+        let net = Net::new(&options.instance)?;
+        let state = State {
+            peer: options.peer,
+            ready: false,
+            processes: vec![],
+        };
+        let mut lab = Self {
+            root: root.to_owned(),
+            dir,
+            net,
+            state,
+            ephemeral: false,
+        };
+        lab.state.save(&lab.dir)?;
+        if let Err(error) = lab.build() {
+            let _ = lab.down();
+            return Err(error.context("the lab did not come up"));
+        }
+        Ok(lab)
+    }
+
+    /// Brings up a lab that goes away when the value does: for tests. The instance's name gets the
+    /// process id, so that tests do not meet.
+    pub fn ephemeral(root: &Path, name: &str, peer: PeerKind) -> Result<Self> {
+        let instance = format!("{name}-{}", std::process::id());
+        let mut lab = Self::up(root, &Options { instance, peer })?;
+        lab.ephemeral = true;
+        Ok(lab)
+    }
+
+    /// The lab of this name if there is one, whole or not.
+    pub fn attach(root: &Path, instance: &str) -> Result<Option<Self>> {
+        let dir = Self::folder(root, instance);
+        let net = Net::new(instance)?;
+        Ok(State::load(&dir).map(|state| Self {
+            root: root.to_owned(),
+            dir,
+            net,
+            state,
+            ephemeral: false,
+        }))
+    }
+
+    /// Whether everything that was brought up is still there.
+    pub fn healthy(&self) -> bool {
+        self.state.ready && self.net.exists() && self.peer_processes().all(Process::alive)
+    }
+
+    fn peer_processes(&self) -> impl Iterator<Item = &Process> {
+        self.state.processes.iter().filter(|p| p.name.contains("peer"))
+    }
+
+    fn build(&mut self) -> Result<()> {
+        self.net.up(self.state.peer == PeerKind::Kernel)?;
+        let place = match self.state.peer {
+            PeerKind::Kernel => {
+                let guest = self.guest(Node::Peer);
+                let process = guest.start(&self.root, &self.net, Node::Peer)?;
+                self.record(process)?;
+                Place::Guest(guest)
+            }
+            PeerKind::Libipsec => Place::Namespace(self.net.clone(), Node::Peer),
+        };
+        let (peer, process) = Charon::start(place, self.charon_dir(Node::Peer, self.state.peer))?;
+        process.into_iter().try_for_each(|p| self.record(p))?;
+        peer.load_conns(&self.default_conns())?;
+        self.state.ready = true;
+        self.state.save(&self.dir)
+    }
+
+    /// The connections a peer has when nobody asked for others: both terminals, both families, all suites.
+    pub fn default_conns(&self) -> Vec<Conn> {
+        [Node::Ta, Node::Tb]
+            .into_iter()
+            .flat_map(|t| Family::ALL.map(|f| Conn::of_peer(self.state.peer, t, f, Suite::Any)))
+            .collect()
+    }
+
+    fn guest(&self, node: Node) -> Guest {
+        Guest::at(self.dir.join(format!("guest-{}", node.name())))
+    }
+
+    fn charon_dir(&self, node: Node, kind: PeerKind) -> PathBuf {
+        match kind {
+            // The guest sees its work folder at /run/work.
+            PeerKind::Kernel => self.guest(node).dir().join("ss"),
+            PeerKind::Libipsec => self.dir.join(format!("charon-{}", node.name())),
+        }
+    }
+
+    /// Starts another charon, in a terminal's place: what a terminal with IKE of its own would do. Of kind
+    /// `Kernel` it takes over the terminal's interface.
+    pub fn stand_in(&mut self, node: Node, kind: PeerKind) -> Result<Charon> {
+        let place = match kind {
+            PeerKind::Kernel => {
+                let flush = "ip addr flush dev eth0; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6";
+                self.net.inside(node, Cmd::new("sh").args(["-c", flush])).run()?;
+                let guest = self.guest(node);
+                let process = guest.start(&self.root, &self.net, node)?;
+                self.record(process)?;
+                Place::Guest(guest)
+            }
+            PeerKind::Libipsec => Place::Namespace(self.net.clone(), node),
+        };
+        let (charon, process) = Charon::start(place, self.charon_dir(node, kind))?;
+        process.into_iter().try_for_each(|p| self.record(p))?;
+        Ok(charon)
+    }
+
+    fn record(&mut self, process: Process) -> Result<()> {
+        self.state.processes.push(process);
+        self.state.save(&self.dir)
+    }
+
+    /// The repository's root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The lab's folder: logs, sockets, captures.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its namespaces.
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// What kind of peer it has.
+    pub fn peer_kind(&self) -> PeerKind {
+        self.state.peer
+    }
+
+    /// The processes it started.
+    pub fn processes(&self) -> &[Process] {
+        &self.state.processes
+    }
+
+    /// The peer's charon.
+    pub fn peer(&self) -> Charon {
+        let place = match self.state.peer {
+            PeerKind::Kernel => Place::Guest(self.guest(Node::Peer)),
+            PeerKind::Libipsec => Place::Namespace(self.net.clone(), Node::Peer),
+        };
+        Charon::at(place, self.charon_dir(Node::Peer, self.state.peer))
+    }
+
+    /// Runs a command at a node and waits for it. In a guest kernel both streams arrive in `stdout`.
+    pub fn exec(&self, node: Node, cmd: &Cmd, limit: Duration) -> Result<Output> {
+        let guest = self.guest(node);
+        if guest.dir().join("ready").exists() {
+            return guest.exec(&cmd.shown(), limit);
+        }
+        self.net.inside(node, cmd.clone()).limit(limit).output()
+    }
+
+    /// Starts a command at a node in the background; [`Lab::down`] ends it. Its output goes to
+    /// `NAME.log` in the lab's folder. Not for a guest kernel.
+    pub fn spawn(&mut self, node: Node, name: &str, cmd: &Cmd) -> Result<Process> {
+        let pid = self.net.inside(node, cmd.clone()).spawn(&self.log_file(name))?;
+        let process = Process::note(name, pid);
+        self.record(process.clone())?;
+        Ok(process)
+    }
+
+    /// Where the output of a spawned command is.
+    pub fn log_file(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    /// Captures everything on an interface of a namespace (for a guest kernel: of the one it sits in).
+    pub fn capture(&self, node: Node, interface: &str) -> Result<Capture> {
+        Capture::start(&self.net, node, interface, &self.dir.join("captures"))
+    }
+
+    /// Ends what the lab started and removes its namespaces and files.
+    pub fn down(&self) -> Result<()> {
+        for node in Node::ALL {
+            self.guest(node).power_off();
+        }
+        for process in self.state.processes.iter().rev() {
+            let guest = process.name.starts_with("guest");
+            let patience = Duration::from_millis(if guest { 2500 } else { 1500 });
+            if guest && state::wait_for(patience, || !process.alive()) {
+                continue;
+            }
+            process.end(patience);
+        }
+        for pid in self.net.processes() {
+            Process::note("left over in a namespace", pid).end(Duration::from_millis(500));
+        }
+        self.net.down()?;
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("remove {}", self.dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the lab of this name, also one whose state was lost; does nothing when there is none.
+    pub fn down_instance(root: &Path, instance: &str) -> Result<()> {
+        let state = State::load(&Self::folder(root, instance)).unwrap_or(State {
+            peer: PeerKind::default(),
+            ready: false,
+            processes: vec![],
+        });
+        let net = Net::new(instance)?;
+        Self {
+            root: root.to_owned(),
+            dir: Self::folder(root, instance),
+            net,
+            state,
+            ephemeral: false,
+        }
+        .down()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.ephemeral
+            && let Err(error) = self.down()
+        {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}

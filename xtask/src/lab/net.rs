@@ -1,0 +1,359 @@
+//! The lab's network.
+//!
+//! ```text
+//!   ta  eth0 10.77.1.2/24  fd77:1::2/64 ----- acc0 10.77.1.1 fd77:1::1 +----+
+//!                                                                      | gw | core0 10.77.9.1 fd77:9::1 ----- eth0  peer
+//!   tb  eth0 10.77.2.2/24  fd77:2::2/64 ----- acc1 10.77.2.1 fd77:2::1 +----+                  10.77.9.2 fd77:9::2
+//! ```
+//!
+//! Offloads are off everywhere, so that frames carry finished checksums and fit the wire. The far ends
+//! have GRO on, because a veth receives frames redirected by XDP only when it receives through NAPI.
+//! The gateway has no link-local addresses: neighbour discovery uses its global ones, and nothing else
+//! of its own ever appears on the peer's side.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::sh::Cmd;
+
+/// A node of the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Node {
+    /// Terminal A.
+    Ta,
+    /// Terminal B.
+    Tb,
+    /// The gateway.
+    Gw,
+    /// The peer.
+    Peer,
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// Both families.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Length of a host prefix in bits.
+    pub fn host_bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// The gateway's interface of a node's link, and the link's number in its addresses.
+const LINKS: [(Node, &str, u8); 3] = [
+    (Node::Ta, "acc0", 1),
+    (Node::Tb, "acc1", 2),
+    (Node::Peer, "core0", 9),
+];
+
+impl Node {
+    /// All nodes.
+    pub const ALL: [Self; 4] = [Self::Ta, Self::Tb, Self::Gw, Self::Peer];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ta => "ta",
+            Self::Tb => "tb",
+            Self::Gw => "gw",
+            Self::Peer => "peer",
+        }
+    }
+
+    /// The node of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        match name.as_str() {
+            "ta" | "a" | "terminal-a" => Some(Self::Ta),
+            "tb" | "b" | "terminal-b" => Some(Self::Tb),
+            "gw" | "gateway" => Some(Self::Gw),
+            "peer" => Some(Self::Peer),
+            _ => None,
+        }
+    }
+
+    fn link(self) -> Option<(&'static str, u8)> {
+        LINKS
+            .iter()
+            .find(|(node, ..)| *node == self)
+            .map(|(_, name, number)| (*name, *number))
+    }
+
+    /// Its address. The gateway's is the one towards the peer.
+    pub fn addr(self, family: Family) -> IpAddr {
+        match self.link() {
+            Some((_, number)) => addr(family, number, 2),
+            None => addr(family, 9, 1),
+        }
+    }
+
+    /// The gateway's address on this node's link.
+    pub fn gateway(self, family: Family) -> IpAddr {
+        addr(family, self.link().map_or(9, |(_, number)| number), 1)
+    }
+
+    /// The gateway's interface towards this node.
+    pub fn gateway_port(self) -> &'static str {
+        self.link().map_or("lo", |(name, _)| name)
+    }
+
+    /// The identity it authenticates with (RFC 7296 §3.5).
+    pub fn identity(self) -> &'static str {
+        match self {
+            Self::Ta => "terminal-a@towpath.example",
+            Self::Tb => "terminal-b@towpath.example",
+            Self::Gw => "gateway.towpath.example",
+            Self::Peer => "peer.towpath.example",
+        }
+    }
+}
+
+fn addr(family: Family, link: u8, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([10, 77, link, host]),
+        Family::V6 => IpAddr::from([0xfd77, link.into(), 0, 0, 0, 0, 0, host.into()]),
+    }
+}
+
+/// Every address the gateway has.
+pub fn gateway_addresses() -> Vec<IpAddr> {
+    LINKS
+        .iter()
+        .flat_map(|(node, ..)| Family::ALL.map(|f| node.gateway(f)))
+        .collect()
+}
+
+/// The namespaces of one lab.
+#[derive(Clone, Debug)]
+pub struct Net {
+    prefix: String,
+}
+
+impl Net {
+    /// The namespaces of the instance of this name: `tp-ta` ... for `default`, `tp-NAME-ta` ... otherwise.
+    pub fn new(instance: &str) -> Result<Self> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if instance.is_empty() || instance.len() > 24 || !instance.chars().all(plain) {
+            bail!("instance {instance:?}: expected 1 to 24 of a-z, 0-9 and -");
+        }
+        let prefix = if instance == "default" {
+            "tp".to_owned()
+        } else {
+            format!("tp-{instance}")
+        };
+        Ok(Self { prefix })
+    }
+
+    /// The namespace of a node.
+    pub fn namespace(&self, node: Node) -> String {
+        format!("{}-{}", self.prefix, node.name())
+    }
+
+    /// Puts a command into a node's namespace, leaving its view of the file system alone: unlike
+    /// `ip netns exec`, bpffs stays visible.
+    pub fn inside(&self, node: Node, cmd: Cmd) -> Cmd {
+        cmd.behind([
+            "nsenter".to_owned(),
+            format!("--net=/run/netns/{}", self.namespace(node)),
+            "--".to_owned(),
+        ])
+    }
+
+    /// Whether the namespaces are there.
+    pub fn exists(&self) -> bool {
+        Node::ALL.iter().all(|n| {
+            std::path::Path::new("/run/netns")
+                .join(self.namespace(*n))
+                .exists()
+        })
+    }
+
+    /// Makes the namespaces, links, addresses and routes. With `guest`, the peer's addresses are left
+    /// out: the guest kernel behind the interface has them.
+    pub fn up(&self, guest: bool) -> Result<()> {
+        for node in Node::ALL {
+            let ns = self.namespace(node);
+            Cmd::new("ip")
+                .args(["netns", "add", &ns])
+                .run()
+                .context("cannot make a network namespace (root?)")?;
+            self.sysctl(
+                node,
+                &[
+                    "all.accept_dad=0",
+                    "default.accept_dad=0",
+                    "all.accept_ra=0",
+                    "default.accept_ra=0",
+                ],
+            )?;
+            if node == Node::Gw {
+                self.sysctl(
+                    node,
+                    &[
+                        "default.addr_gen_mode=1",
+                        "all.forwarding=1",
+                        "default.forwarding=1",
+                    ],
+                )?;
+            }
+            self.ip(node, "link set lo up")?;
+        }
+        for setting in ["ip_forward=1", "conf/all/rp_filter=0", "conf/default/rp_filter=0"] {
+            self.write(Node::Gw, &format!("net/ipv4/{setting}"))?;
+        }
+        for setting in ["conf/all/send_redirects=0", "conf/default/send_redirects=0"] {
+            self.write(Node::Gw, &format!("net/ipv4/{setting}"))?;
+        }
+        if guest {
+            self.sysctl(Node::Peer, &["all.disable_ipv6=1", "default.disable_ipv6=1"])?;
+        }
+        for (node, port, _) in LINKS {
+            self.link(node, port, guest && node == Node::Peer)?;
+        }
+        Ok(())
+    }
+
+    fn link(&self, node: Node, port: &str, bare: bool) -> Result<()> {
+        let far = self.namespace(node);
+        self.ip(
+            Node::Gw,
+            &format!("link add {port} type veth peer name eth0 netns {far}"),
+        )?;
+        self.ethtool(Node::Gw, port, "off")?;
+        self.ethtool(node, "eth0", "on")?;
+        for family in Family::ALL {
+            let bits = if family == Family::V4 { 24 } else { 64 };
+            let nodad = if family == Family::V4 { "" } else { "nodad" };
+            self.ip(
+                Node::Gw,
+                &format!("addr add {}/{bits} dev {port} {nodad}", node.gateway(family)),
+            )?;
+            if !bare {
+                self.ip(
+                    node,
+                    &format!("addr add {}/{bits} dev eth0 {nodad}", node.addr(family)),
+                )?;
+            }
+        }
+        self.ip(Node::Gw, &format!("link set {port} up"))?;
+        self.ip(node, "link set eth0 up")?;
+        if !bare {
+            for family in Family::ALL {
+                self.ip(
+                    node,
+                    &format!("route add default via {} dev eth0", node.gateway(family)),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checksum and segmentation offloads off; GRO as told.
+    fn ethtool(&self, node: Node, interface: &str, gro: &str) -> Result<()> {
+        let off = [
+            "-K", interface, "tx", "off", "tso", "off", "gso", "off", "gro", gro,
+        ];
+        self.inside(node, Cmd::new("ethtool").args(off)).run()
+    }
+
+    fn ip(&self, node: Node, line: &str) -> Result<()> {
+        self.inside(node, Cmd::new("ip").args(line.split_whitespace()))
+            .run()
+    }
+
+    /// Sets `net.ipv6.conf.SCOPE.KEY=VALUE` entries.
+    fn sysctl(&self, node: Node, settings: &[&str]) -> Result<()> {
+        settings
+            .iter()
+            .try_for_each(|s| self.write(node, &format!("net/ipv6/conf/{}", s.replacen('.', "/", 1))))
+    }
+
+    /// Writes `PATH=VALUE` under /proc/sys, in the node's namespace.
+    fn write(&self, node: Node, setting: &str) -> Result<()> {
+        let (path, value) = setting.split_once('=').unwrap_or((setting, "1"));
+        let script = format!("echo {value} >/proc/sys/{path}");
+        self.inside(node, Cmd::new("sh").args(["-c", &script])).run()
+    }
+
+    /// Process ids inside the namespaces.
+    pub fn processes(&self) -> Vec<u32> {
+        let mut found = Vec::new();
+        for node in Node::ALL {
+            if let Ok(out) = Cmd::new("ip")
+                .args(["netns", "pids", &self.namespace(node)])
+                .output()
+            {
+                found.extend(
+                    out.stdout
+                        .split_whitespace()
+                        .filter_map(|w| w.parse::<u32>().ok()),
+                );
+            }
+        }
+        found
+    }
+
+    /// Removes the namespaces that are there.
+    pub fn down(&self) -> Result<()> {
+        for node in Node::ALL {
+            let ns = self.namespace(node);
+            if std::path::Path::new("/run/netns").join(&ns).exists() {
+                Cmd::new("ip").args(["netns", "del", &ns]).run()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_plan_is_the_drawn_one() {
+        assert_eq!(Node::Ta.addr(Family::V4).to_string(), "10.77.1.2");
+        assert_eq!(Node::Tb.addr(Family::V6).to_string(), "fd77:2::2");
+        assert_eq!(Node::Peer.addr(Family::V6).to_string(), "fd77:9::2");
+        assert_eq!(Node::Tb.gateway(Family::V4).to_string(), "10.77.2.1");
+        assert_eq!(Node::Gw.addr(Family::V4).to_string(), "10.77.9.1");
+        assert_eq!(gateway_addresses().len(), 6);
+    }
+
+    #[test]
+    fn instances_have_namespaces_of_their_own() {
+        assert_eq!(
+            Net::new("default").expect("a good name").namespace(Node::Gw),
+            "tp-gw"
+        );
+        assert_eq!(
+            Net::new("t-7").expect("a good name").namespace(Node::Ta),
+            "tp-t-7-ta"
+        );
+        assert!(Net::new("../x").is_err() && Net::new("").is_err());
+    }
+}
