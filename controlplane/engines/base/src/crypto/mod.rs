@@ -1,8 +1,12 @@
 //! What engines ask of cryptography, as traits: adapters and bare-metal builds bring the algorithms.
 
 mod esp;
+#[cfg(feature = "alloc")]
+mod ike;
 
 pub use esp::{EspParts, EspProvider, EspTransform, Forged, InvalidKey};
+#[cfg(feature = "alloc")]
+pub use ike::{CryptoError, DhGroup, Integrity, KeyGenerator, Prf, Secret, SkCipher, SkKeys, SkParts};
 
 /// A source of randomness, passed in so that simulations repeat.
 pub trait Rng {
