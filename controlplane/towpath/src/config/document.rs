@@ -1,0 +1,221 @@
+//! A TOML text that can say where each of its keys stands.
+
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
+
+/// Largest file read, bytes.
+const MAX_FILE: u64 = 256 << 20;
+
+/// One clear message about a file: where, which key, what is wrong, what was expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigError {
+    /// The file.
+    file: String,
+    /// Line from 1, column from 1, and the line's text.
+    place: Option<(usize, usize, String)>,
+    /// Characters to underline.
+    width: usize,
+    /// Dotted key (`gateway.port[0].name`); empty when the text is not TOML.
+    key: String,
+    /// What is wrong and what was expected.
+    message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let Some((line, column, _)) = &self.place {
+            write!(f, ":{line}:{column}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": key `{}`", self.key)?;
+        }
+        write!(f, ": {}", self.message)?;
+        if let Some((line, column, text)) = &self.place {
+            let margin = line.to_string().len();
+            write!(f, "\n{:margin$} |\n{line} | {text}\n", "")?;
+            let (before, under) = (" ".repeat(column - 1), "^".repeat(self.width.max(1)));
+            write!(f, "{:margin$} | {before}{under}", "")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A file that was read.
+#[derive(Debug)]
+pub(crate) struct Document {
+    name: String,
+    text: String,
+}
+
+impl Document {
+    /// Reads `path`, `-` for standard input.
+    pub(crate) fn open(path: &Path) -> Result<Self, ConfigError> {
+        let fail = |message: String| ConfigError {
+            file: path.display().to_string(),
+            place: None,
+            width: 0,
+            key: String::new(),
+            message,
+        };
+        if path == Path::new("-") {
+            let text = std::io::read_to_string(std::io::stdin()).map_err(|error| fail(error.to_string()))?;
+            return Ok(Self::from_text("standard input", text));
+        }
+        let size = fs::metadata(path)
+            .map_err(|error| fail(format!("cannot be read: {error}")))?
+            .len();
+        if size > MAX_FILE {
+            return Err(fail(format!("is {size} bytes, expected at most {MAX_FILE}")));
+        }
+        let text = fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+        Ok(Self {
+            name: path.display().to_string(),
+            text,
+        })
+    }
+
+    /// `text`, called `name` in errors.
+    pub(crate) fn from_text(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            text: text.into(),
+        }
+    }
+
+    /// The text.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The name in errors.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads the text as TOML.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        let deserializer = toml::Deserializer::parse(&self.text)
+            .map_err(|error| self.error("", error.span(), error.message()))?;
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let key = if path == "." { "" } else { &path };
+            self.error(key, error.inner().span(), error.inner().message())
+        })
+    }
+
+    /// An error about the value of `key`, a dotted path with indices as in `gateway.port[0].name`.
+    pub(crate) fn invalid(&self, key: &str, message: impl Into<String>) -> ConfigError {
+        self.error(key, self.locate(key), &message.into())
+    }
+
+    fn error(&self, key: &str, span: Option<Range<usize>>, message: &str) -> ConfigError {
+        let (place, width) =
+            match span.filter(|span| !(span.is_empty() && span.start == 0 && self.text.is_empty())) {
+                None => (None, 0),
+                Some(span) => {
+                    let (place, width) = self.place(span);
+                    (Some(place), width)
+                }
+            };
+        ConfigError {
+            file: self.name.clone(),
+            place,
+            width,
+            key: key.to_owned(),
+            // Messages of the parser may have several lines; one is enough.
+            message: message.trim().replace('\n', ", "),
+        }
+    }
+
+    fn place(&self, span: Range<usize>) -> ((usize, usize, String), usize) {
+        let before = self.text.get(..span.start).unwrap_or(&self.text);
+        let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+        let rest = self.text.get(line_start..).unwrap_or_default();
+        let line = rest.lines().next().unwrap_or_default();
+        let column = before.get(line_start..).map_or(0, |text| text.chars().count());
+        let marked = self.text.get(span).unwrap_or_default();
+        let width = marked.lines().next().map_or(1, |text| text.chars().count());
+        let number = before.matches('\n').count() + 1;
+        // A control character could play tricks with the reader's terminal, a long line fill it.
+        let shown = line
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(200)
+            .collect();
+        ((number, column + 1, shown), width.min(200))
+    }
+
+    /// Where the value of `key` stands, or the closest of its parents that is there.
+    fn locate(&self, key: &str) -> Option<Range<usize>> {
+        let table = DeTable::parse(&self.text).ok()?;
+        let mut span = None;
+        let mut value: Option<&DeValue<'_>> = None;
+        for part in key.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+            let next = match (value, part.parse::<usize>()) {
+                (None, _) => table.get_ref().get(part),
+                (Some(DeValue::Array(items)), Ok(index)) => items.get(index),
+                (Some(DeValue::Table(inner)), _) => inner.get(part),
+                _ => None,
+            };
+            let Some(next) = next else { break };
+            span = Some(next.span());
+            value = Some(next.get_ref());
+        }
+        span
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn error(text: &str) -> String {
+        Document::from_text("t.toml", text)
+            .read::<Config>()
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_wrong_value_is_shown_where_it_stands() {
+        assert_eq!(
+            error("[gateway]\n\n[[gateway.port]]\nname = \"a\"\nrole = \"acces\"\n"),
+            "t.toml:5:8: key `gateway.port[0].role`: unknown variant `acces`, expected `access` or `core`\n  |\n\
+             5 | role = \"acces\"\n  |        ^^^^^^^"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let error = error("[admin]\nsokcet = 1\n");
+        assert!(
+            error.starts_with("t.toml:2:1: key `admin.sokcet`: unknown field `sokcet`, expected `socket`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_and_broken_toml_name_the_line() {
+        assert!(error("[log]\nfilter = 3\n").starts_with("t.toml:2:10: key `log.filter`: invalid type"));
+        assert!(error("[log\n").starts_with("t.toml:1:5: "), "{}", error("[log\n"));
+    }
+
+    #[test]
+    fn values_are_found_by_their_key() {
+        let document = Document::from_text("t", "[gateway]\nport = [{ name = \"x\" }, { name = \"y\" }]\n");
+        let shown = document.invalid("gateway.port[1].name", "bad").to_string();
+        assert!(
+            shown.starts_with("t:2:34: key `gateway.port[1].name`: bad"),
+            "{shown}"
+        );
+    }
+}
