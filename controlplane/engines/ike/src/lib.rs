@@ -32,6 +32,7 @@ pub mod command;
 pub mod config;
 pub mod endpoint;
 pub mod proposal;
+pub mod wire;
 
 pub use command::{Command, FailReason, IkeSaInfo, IkeState, Role, Transmit};
 pub use config::{Config, IkeSaId, Initiate, Policy, Retransmit, Timer};
