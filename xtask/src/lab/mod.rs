@@ -16,6 +16,7 @@ pub mod state;
 pub mod strongswan;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -130,7 +131,9 @@ impl Lab {
     /// Brings up a lab that goes away when the value does: for tests. The instance's name gets the
     /// process id, so that tests do not meet.
     pub fn ephemeral(root: &Path, name: &str, peer: PeerKind) -> Result<Self> {
-        let instance = format!("{name}-{}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let instance = format!("{name}-{}-{count}", std::process::id());
         let mut lab = Self::up(root, &Options { instance, peer })?;
         lab.ephemeral = true;
         Ok(lab)
@@ -297,6 +300,9 @@ impl Lab {
         }
         for pid in self.net.processes() {
             Process::note("left over in a namespace", pid).end(Duration::from_millis(500));
+        }
+        for node in Node::ALL {
+            let _ = std::fs::remove_file(strongswan::socket(&self.net, node));
         }
         self.net.down()?;
         match std::fs::remove_dir_all(&self.dir) {

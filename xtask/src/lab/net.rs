@@ -8,8 +8,6 @@
 //!
 //! Offloads are off everywhere, so that frames carry finished checksums and fit the wire. The far ends
 //! have GRO on, because a veth receives frames redirected by XDP only when it receives through NAPI.
-//! The gateway has no link-local addresses: neighbour discovery uses its global ones, and nothing else
-//! of its own ever appears on the peer's side.
 
 use std::net::IpAddr;
 
@@ -260,8 +258,10 @@ impl Net {
                 )?;
             }
         }
-        self.ip(Node::Gw, &format!("link set {port} up"))?;
+        // Neighbour discovery for packets of others starts from a link-local address (RFC 4861 §7.2.2).
+        self.ip(Node::Gw, &format!("addr add fe80::1/64 dev {port} nodad"))?;
         self.ip(node, "link set eth0 up")?;
+        self.ip(Node::Gw, &format!("link set {port} up"))?;
         if !bare {
             for family in Family::ALL {
                 self.ip(
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(Node::Peer.addr(Family::V6).to_string(), "fd77:9::2");
         assert_eq!(Node::Tb.gateway(Family::V4).to_string(), "10.77.2.1");
         assert_eq!(Node::Gw.addr(Family::V4).to_string(), "10.77.9.1");
-        assert_eq!(gateway_addresses().len(), 6);
+        assert_eq!(gateway_addresses().len(), 7);
     }
 
     #[test]

@@ -147,6 +147,11 @@ pub fn psk(terminal: Node) -> String {
     format!("lab-only {} with {}", terminal.identity(), Node::Peer.identity())
 }
 
+/// The control socket of a charon in a namespace. Not in the lab's folder: a socket's path is short.
+pub fn socket(net: &Net, node: Node) -> PathBuf {
+    PathBuf::from(format!("/run/{}.vici", net.namespace(node)))
+}
+
 /// swanctl.conf for these connections.
 fn swanctl_conf(conns: &[Conn]) -> String {
     let mut secrets: BTreeMap<(String, String), &str> = BTreeMap::new();
@@ -239,7 +244,7 @@ impl Charon {
                     .env("STRONGSWAN_CONF", charon.inner("strongswan.conf"));
                 let pid = net.inside(*node, cmd).spawn(&charon.dir.join("out"))?;
                 let process = Process::note(&format!("charon of {}", node.name()), pid);
-                let socket = charon.dir.join("vici");
+                let socket = socket(net, *node);
                 if !wait_for(Duration::from_secs(10), || socket.exists() || !process.alive())
                     || !process.alive()
                 {
@@ -276,7 +281,7 @@ impl Charon {
     /// The control socket. The guest's cannot lie on the host's file system.
     fn vici(&self) -> String {
         match &self.place {
-            Place::Namespace(..) => self.inner("vici"),
+            Place::Namespace(net, node) => socket(net, *node).display().to_string(),
             Place::Guest(_) => "/run/t/vici".to_owned(),
         }
     }
