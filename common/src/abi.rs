@@ -202,8 +202,9 @@ pub struct ProfileEntry {
     pub natt_to: u8,
     /// Bit *i*: port *i* of [`ProfileEntry::from_terminal`] uses the framing of RFC 3948.
     pub natt_from: u8,
-    /// Zero.
-    pub reserved: u16,
+    /// In a prefix map, the length of the prefix the entry stands for: a look-up finds the longest match, and
+    /// only this tells whether it is exact. Zero elsewhere.
+    pub prefix_bits: u16,
     /// UDP ports whose messages towards the terminal are diverted (condition list 1); 0 is unused.
     pub to_terminal: [u16; 4],
     /// UDP ports whose messages from the terminal are diverted (condition list 2); 0 is unused.
@@ -225,7 +226,7 @@ impl ProfileEntry {
             flags: DIVERT_ESP | DIVERT_AH,
             natt_to: 0b10,
             natt_from: 0b10,
-            reserved: 0,
+            prefix_bits: 0,
             to_terminal: [500, 4500, 0, 0],
             from_terminal: [500, 4500, 0, 0],
         }

@@ -268,7 +268,12 @@ fn port_index(ports: &[u16; 4], port: u16) -> Option<u32> {
 fn natt_kind<P: Packet + ?Sized>(packet: &P, headers: &Headers) -> DivertKind {
     let payload = headers.l4_offset as usize + UDP;
     let end = headers.end as usize;
-    if payload + 1 == end && packet.window::<1>(payload).is_some_and(|byte| byte.u8(0) == 0xff) {
+    // The byte in front of the payload belongs to the UDP header.
+    if payload + 1 == end
+        && packet
+            .window::<2>(payload - 1)
+            .is_some_and(|bytes| bytes.u8(1) == 0xff)
+    {
         return DivertKind::NattKeepalive;
     }
     if payload + NON_ESP_MARKER_LEN <= end

@@ -71,6 +71,9 @@ drop_reasons! {
     IkeAuthFailed = "ike_auth_failed", "IKE message failed its integrity check";
     IkeUnexpected = "ike_unexpected", "IKE message not valid in the present state";
     IkeLimit = "ike_limit", "limit on half-open IKE SAs reached";
+    // -- added later: rows are counter indexes, so they stay in order of arrival --------------------
+    EspFragment = "esp_fragment", "fragment where IPsec needs the whole packet";
+    EspDummy = "esp_dummy", "dummy packet (RFC 4303 2.6), discarded as it should be";
 }
 
 #[cfg(test)]

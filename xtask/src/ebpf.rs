@@ -47,7 +47,10 @@ fn has_sources(rustc: &mut Command) -> bool {
         return false;
     };
     let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    output.status.success() && Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir()
+    output.status.success()
+        && Path::new(&sysroot)
+            .join("lib/rustlib/src/rust/library/core")
+            .is_dir()
 }
 
 /// `PATH` with the project's own tools in front.
@@ -61,7 +64,9 @@ fn path_with_tools(root: &Path) -> Result<OsString> {
 
 /// Where the build puts the object.
 pub fn object_path(root: &Path) -> PathBuf {
-    root.join("dataplane-ebpf/target").join(TARGET).join("release/towpath-dataplane")
+    root.join("dataplane-ebpf/target")
+        .join(TARGET)
+        .join("release/towpath-dataplane")
 }
 
 /// Builds `dataplane-ebpf` and returns the path of the object.
@@ -84,7 +89,13 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         }
     };
     // Settings of the cargo that runs this one are meant for the host's target.
-    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER"] {
+    for name in [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET",
+        "RUSTC_WRAPPER",
+    ] {
         cargo.env_remove(name);
     }
     let flags = format!(
@@ -95,7 +106,14 @@ pub fn build(root: &Path) -> Result<PathBuf> {
         .current_dir(root.join("dataplane-ebpf"))
         .env("PATH", &path)
         .env("RUSTFLAGS", flags)
-        .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-Zbuild-std=core",
+            "--target",
+            TARGET,
+        ])
         .status()
         .with_context(|| format!("cannot start cargo for {compiler:?}"))?;
     if !status.success() {
