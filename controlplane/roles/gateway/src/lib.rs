@@ -1,1 +1,15 @@
-//! towpath-gateway
+//! The gateway role: the node every packet of a terminal passes.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`control`] | where each message of the control path goes |
+//! | [`datapath`] | what becomes of each ESP packet |
+//! | [`datagram`] | UDP datagrams in and out of IP packets |
+//! | [`limiter`] | floods cost their source, not the others |
+#![forbid(unsafe_code)]
+
+pub mod datagram;
+pub mod datapath;
+pub mod limiter;
+
+pub use datapath::SaKey;

@@ -1,0 +1,242 @@
+//! The gateway's control part: decides where each message of the control path goes (spec row K1).
+//!
+//! ```text
+//!   from the terminal:  registration ──► registry        request, acknowledgement ──► keyserver   (a)
+//!   from a peer:        IKE ──► keyserver                                                         (b)
+//!   from the keyserver: IKE ──► peer, or back to the keyserver when the peer is served here too   (c)
+//!                       key message ──► terminal                                                  (d)
+//! ```
+//!
+//! Sans-IO: `handle_*` takes a message, [`Control::poll_output`] says what to do.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+
+use towpath_base::profile::Subscriber;
+use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
+use towpath_common::wire::PORT_IKE;
+use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, GatewaySa, ToKeyserver, ToRegistry};
+use towpath_keyx::frame::{self, ReservedSpi};
+use towpath_keyx::message::{self, MessageType};
+
+use crate::datagram;
+use crate::datapath::SaKey;
+use crate::limiter::Limiter;
+
+/// What the process around [`Control`] has to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Hand to the keyserver.
+    ToKeyserver(ToKeyserver),
+    /// Hand to the registry.
+    ToRegistry(ToRegistry),
+    /// Put this IP packet on the wire, by the kernel's routing.
+    Transmit(Vec<u8>),
+    /// Send this UDP payload to a terminal from the gateway's own address, source port 500.
+    TransmitToTerminal {
+        /// Terminal's address and port.
+        terminal: SocketAddr,
+        /// UDP payload, IKE header included.
+        payload: Vec<u8>,
+    },
+    /// Write the classifier's entries of this subscriber, replacing older ones.
+    Serve {
+        /// The subscriber.
+        subscriber: Box<Subscriber>,
+        /// Where it registered; empty for a fixed attachment.
+        addresses: Vec<IpAddr>,
+    },
+    /// Remove the classifier's entries of this subscriber.
+    Unserve(SubscriberHandle),
+    /// Give this SA to the workers.
+    Install(Box<GatewaySa>),
+    /// Take this SA from the workers.
+    Remove(SaKey),
+    /// Count a refused message.
+    Count(DropReason),
+    /// Show people.
+    Event(Event),
+}
+
+/// Limits on messages the control path accepts.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Sealed messages per second and source address.
+    pub sealed_per_second: u32,
+    /// Sealed messages of one source at once.
+    pub sealed_burst: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { sealed_per_second: 20, sealed_burst: 50 }
+    }
+}
+
+struct Served {
+    subscriber: Subscriber,
+    addresses: Vec<IpAddr>,
+}
+
+/// The control part of one gateway.
+pub struct Control {
+    reserved: ReservedSpi,
+    limiter: Limiter,
+    served: HashMap<SubscriberHandle, Served>,
+    /// Registered addresses, and the host addresses of fixed attachments.
+    by_address: HashMap<IpAddr, SubscriberHandle>,
+    outputs: VecDeque<Output>,
+}
+
+impl Control {
+    /// A gateway that serves nobody yet. `reserved` marks messages between terminals and the network.
+    pub fn new(reserved: ReservedSpi, limits: Limits) -> Self {
+        Self {
+            reserved,
+            limiter: Limiter::new(limits.sealed_per_second, limits.sealed_burst),
+            served: HashMap::new(),
+            by_address: HashMap::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Subscribers served now, with the addresses they registered.
+    pub fn served(&self) -> impl Iterator<Item = (&Subscriber, &[IpAddr])> {
+        self.served.values().map(|served| (&served.subscriber, served.addresses.as_slice()))
+    }
+
+    /// A diverted packet that is not ESP or AH: IKE, or a sealed message. `packet` starts at the IP header;
+    /// `subscriber` is what the classifier found, if anything.
+    pub fn handle_packet(&mut self, now: Instant, subscriber: Option<SubscriberHandle>, packet: &[u8]) {
+        if let Err(reason) = self.dispatch(now, subscriber, packet) {
+            self.outputs.push_back(Output::Count(reason));
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        now: Instant,
+        subscriber: Option<SubscriberHandle>,
+        packet: &[u8],
+    ) -> Result<(), DropReason> {
+        let mut datagram = datagram::parse(packet)?;
+        match frame::unwrap(self.reserved, &datagram.payload) {
+            Some(sealed) => {
+                if !self.limiter.allow(now, datagram.source.ip()) {
+                    return Err(DropReason::KeyxRateLimited);
+                }
+                datagram.payload = sealed.to_vec();
+                self.handle_sealed(datagram)
+            }
+            None => self.handle_ike(subscriber, datagram),
+        }
+    }
+
+    /// (a): registrations go to the registry, everything else under a session to the keyserver.
+    fn handle_sealed(&mut self, datagram: Datagram) -> Result<(), DropReason> {
+        let header = message::peek(&datagram.payload)?;
+        let output = match header.message_type {
+            MessageType::Register | MessageType::Deregister => Output::ToRegistry(ToRegistry::Register { datagram }),
+            _ => Output::ToKeyserver(ToKeyserver::FromTerminal { subscriber: header.subscriber, datagram }),
+        };
+        self.outputs.push_back(output);
+        Ok(())
+    }
+
+    /// (b): an IKE message for a terminal served here. One *from* a served terminal is not ours to
+    /// negotiate; the classifier does not divert it, so whoever sends it here made it up.
+    fn handle_ike(&mut self, subscriber: Option<SubscriberHandle>, datagram: Datagram) -> Result<(), DropReason> {
+        let subscriber = subscriber
+            .filter(|handle| self.served.contains_key(handle))
+            .or_else(|| self.by_address.get(&datagram.destination.ip()).copied())
+            .ok_or(DropReason::NotServed)?;
+        self.outputs.push_back(Output::ToKeyserver(ToKeyserver::IkeFromPeer { subscriber, datagram }));
+        Ok(())
+    }
+
+    /// A message of the keyserver.
+    pub fn handle_keyserver(&mut self, message: FromKeyserver) {
+        let output = match message {
+            FromKeyserver::IkeToPeer(datagram) => match self.route_ike(datagram) {
+                Some(output) => output,
+                None => return,
+            },
+            FromKeyserver::KeyToTerminal { terminal, sealed, .. } => self.to_terminal(terminal, PORT_IKE, &sealed),
+            FromKeyserver::Install(sa) => Output::Install(Box::new(sa)),
+            FromKeyserver::Remove { local, remote, spi_in, spi_out, .. } => {
+                Output::Remove(SaKey { local, remote, spi_in, spi_out })
+            }
+            FromKeyserver::Refused(code) => match code.reason() {
+                Some(reason) => Output::Count(reason),
+                None => return,
+            },
+            FromKeyserver::Event(event) => Output::Event(event),
+        };
+        self.outputs.push_back(output);
+    }
+
+    /// (c): to the peer; or, when the peer is itself a terminal served here, straight back as a message
+    /// from its peer (K10), never on the wire.
+    fn route_ike(&self, datagram: Datagram) -> Option<Output> {
+        match self.by_address.get(&datagram.destination.ip()) {
+            Some(&subscriber) => Some(Output::ToKeyserver(ToKeyserver::IkeFromPeer { subscriber, datagram })),
+            None => datagram::build(&datagram).map(Output::Transmit),
+        }
+    }
+
+    fn to_terminal(&self, terminal: IpAddr, port: u16, sealed: &[u8]) -> Output {
+        Output::TransmitToTerminal {
+            terminal: SocketAddr::new(terminal, port),
+            payload: frame::wrap(self.reserved, sealed),
+        }
+    }
+
+    /// A message of the registry that is meant for gateways.
+    pub fn handle_registry(&mut self, message: FromRegistry) {
+        match message {
+            FromRegistry::Grant { subscriber, addresses } => self.grant(subscriber, addresses),
+            FromRegistry::Withdraw { subscriber } => self.withdraw(subscriber),
+            FromRegistry::Answer { terminal, sealed } => {
+                let output = self.to_terminal(terminal.ip(), terminal.port(), &sealed);
+                self.outputs.push_back(output);
+            }
+            FromRegistry::Refused(code) => {
+                self.outputs.extend(code.reason().map(Output::Count));
+            }
+            FromRegistry::Event(event) => self.outputs.push_back(Output::Event(event)),
+            // Meant for the keyserver.
+            FromRegistry::Session(_) | FromRegistry::SessionEnded { .. } | FromRegistry::Credential { .. } => {}
+        }
+    }
+
+    fn grant(&mut self, subscriber: Subscriber, addresses: Vec<IpAddr>) {
+        let handle = subscriber.handle;
+        self.by_address.retain(|_, owner| *owner != handle);
+        let provisioned = subscriber.addresses.iter().filter(|prefix| prefix.is_host()).map(|host| host.address());
+        let own: Vec<IpAddr> =
+            if addresses.is_empty() { provisioned.collect() } else { addresses.clone() };
+        self.by_address.extend(own.into_iter().map(|address| (address, handle)));
+        self.outputs.push_back(Output::Serve {
+            subscriber: Box::new(subscriber.clone()),
+            addresses: addresses.clone(),
+        });
+        self.served.insert(handle, Served { subscriber, addresses });
+    }
+
+    fn withdraw(&mut self, handle: SubscriberHandle) {
+        if self.served.remove(&handle).is_some() {
+            self.by_address.retain(|_, owner| *owner != handle);
+            self.outputs.push_back(Output::Unserve(handle));
+        }
+    }
+
+    /// A worker saw an SA reach a limit.
+    pub fn handle_expiring(&mut self, subscriber: SubscriberHandle, spi_in: Spi, hard: bool) {
+        self.outputs.push_back(Output::ToKeyserver(ToKeyserver::Expiring { subscriber, spi_in, hard }));
+    }
+}

@@ -1,0 +1,80 @@
+//! Token buckets in a table of fixed size: a flood from one source costs that source, not the others.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::time::Duration;
+
+use towpath_base::Instant;
+
+/// Buckets in the table. Two sources share one with probability 1/4096 per pair, under a seeded hash,
+/// so an attacker cannot choose whom to starve.
+const BUCKETS: usize = 4096;
+
+/// Allows `rate` events per second and key, `burst` at once.
+pub struct Limiter {
+    seed: RandomState,
+    buckets: Box<[Bucket]>,
+    interval: Duration,
+    burst: Duration,
+}
+
+/// A bucket remembers the time at which it would be full again (the generic cell rate algorithm).
+#[derive(Clone, Copy, Default)]
+struct Bucket {
+    full_at: Instant,
+}
+
+impl Limiter {
+    /// A limiter of `rate` events per second with bursts of `burst`; both at least 1.
+    pub fn new(rate: u32, burst: u32) -> Self {
+        let interval = Duration::from_secs(1) / rate.max(1);
+        Self {
+            seed: RandomState::new(),
+            buckets: vec![Bucket::default(); BUCKETS].into_boxed_slice(),
+            interval,
+            burst: interval * burst.max(1),
+        }
+    }
+
+    /// Whether one more event of `key` is within its limit; if so it is counted.
+    pub fn allow(&mut self, now: Instant, key: impl Hash) -> bool {
+        let index = self.seed.hash_one(key) as usize % BUCKETS;
+        let Some(bucket) = self.buckets.get_mut(index) else {
+            return false;
+        };
+        let full_at = bucket.full_at.max(now) + self.interval;
+        let allowed = full_at.saturating_since(now) <= self.burst;
+        if allowed {
+            bucket.full_at = full_at;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_then_the_rate_holds() {
+        let mut limiter = Limiter::new(10, 5);
+        let start = Instant::from_secs(100);
+        let at_once = (0..100).filter(|_| limiter.allow(start, "a")).count();
+        assert_eq!(at_once, 5);
+        // Ten seconds of a flood of 1000 events a second.
+        let over_time = (1..=10_000u64)
+            .filter(|ms| limiter.allow(start + Duration::from_millis(*ms), "a"))
+            .count();
+        assert!((99..=101).contains(&over_time), "{over_time}");
+    }
+
+    #[test]
+    fn a_flood_of_one_source_leaves_the_others_alone() {
+        let mut limiter = Limiter::new(10, 5);
+        let start = Instant::from_secs(1);
+        for _ in 0..10_000 {
+            limiter.allow(start, 0u32);
+        }
+        let served = (1..=100u32).filter(|source| limiter.allow(start, source)).count();
+        assert!(served >= 98, "{served}");
+    }
+}
