@@ -29,6 +29,7 @@ pub mod profile;
 pub mod replay;
 pub mod sa;
 pub mod selector;
+pub mod testutil;
 pub mod time;
 
 pub use ids::{IkeSpi, MessageId, Spi, SubscriberHandle};
