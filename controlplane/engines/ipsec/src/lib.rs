@@ -1,1 +1,34 @@
-//! towpath-ipsec
+//! ESP (RFC 4303) on packets in place: no clock, no socket, no allocation, `core` alone.
+//!
+//! **Architecture invariant:** the owner of the sequence counter chooses every IV. [`OutboundSa`] is that
+//! owner, one per key: for AES-GCM the IV is the 64-bit sequence counter, which only grows, so no nonce is
+//! used twice under one key; building two [`OutboundSa`] from the same keys breaks this, and nothing else does.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`locate`] | where ESP is in an IP packet, and whose flow a packet is |
+//! | [`outbound`] | plain IP packet → ESP packet |
+//! | [`inbound`] | ESP packet → plain IP packet |
+//! | [`bridge`] | one segment's ESP packet → the other segment's, without moving a byte |
+//! | [`lifetime`] | limits in time and bytes, soft and hard |
+//! | [`soft`] | the algorithms in portable software |
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod bridge;
+mod checksum;
+pub mod inbound;
+mod ip;
+pub mod lifetime;
+pub mod locate;
+pub mod outbound;
+mod outer;
+#[cfg(feature = "soft")]
+pub mod soft;
+
+pub use bridge::Bridge;
+pub use checksum::ChecksumRepair;
+pub use inbound::{InboundSa, Opened};
+pub use lifetime::LifetimeEvent;
+pub use locate::{Flow, Located};
+pub use outbound::{OutboundSa, Sealed};

@@ -1,0 +1,331 @@
+//! The receiving half of an SA: ESP packet → plain IP packet, in place.
+
+use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey};
+use towpath_base::packet::PacketBuf;
+use towpath_base::replay::ReplayWindow;
+use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode, Selectors};
+use towpath_base::{DropReason, Instant, Spi};
+use towpath_common::wire::protocol;
+
+use crate::checksum::{self, ChecksumRepair};
+use crate::ip::{self, IPV6_LEN, Ip, Walk};
+use crate::lifetime::Meter;
+use crate::locate::{self, ESP_LEN, Flow, Located};
+use crate::outer;
+
+/// Words of the replay window unless chosen otherwise: 960 packets (RFC 4303 §3.4.3 asks for 64 at least).
+pub const DEFAULT_WINDOW_WORDS: usize = 16;
+
+/// What became of an opened packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Its sequence number, extended to 64 bits.
+    pub sequence: u64,
+    /// The flow it belongs to.
+    pub flow: Flow,
+}
+
+/// One direction of an SA at its receiver, with a replay window of `64 * (WORDS - 1)` packets.
+#[derive(Debug)]
+pub struct InboundSa<T, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
+    transform: T,
+    spi: Spi,
+    esn: bool,
+    mode: Mode,
+    window: ReplayWindow<WORDS>,
+    sources: Selectors,
+    destinations: Selectors,
+    repair: ChecksumRepair,
+    meter: Meter,
+}
+
+/// A decrypted packet, still where it lay: `ip … esp iv | payload | padding, trailer, icv`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plain {
+    pub(crate) sequence: u64,
+    pub(crate) flow: Flow,
+    next_header: u8,
+    payload_at: usize,
+    payload_end: usize,
+}
+
+impl Plain {
+    /// Length of the plain IP packet in bytes: what the far end counted.
+    pub(crate) const fn len(&self, mode: Mode, at: &Located) -> usize {
+        let payload = self.payload_end - self.payload_at;
+        match mode {
+            Mode::Tunnel => payload,
+            Mode::Transport => {
+                let headers = match at.udp_at {
+                    Some(udp_at) => udp_at,
+                    None => at.esp_at,
+                };
+                headers + payload
+            }
+        }
+    }
+}
+
+impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
+    /// What the local end of `sa` receives with. Behind a NAT (UDP encapsulation, transport mode) transport
+    /// checksums are computed anew; see [`InboundSa::set_checksum_repair`].
+    ///
+    /// # Errors
+    /// [`InvalidKey`] if the keys do not fit the suite.
+    pub fn new<P>(provider: &P, now: Instant, sa: &ChildSa) -> Result<Self, InvalidKey>
+    where
+        P: EspProvider<Transform = T>,
+    {
+        let mut inbound = Self::with_keys(provider, now, sa, &sa.keys_in)?;
+        inbound.meter = Meter::new(sa.lifetime, now);
+        if sa.encap.is_some() && sa.mode == Mode::Transport {
+            inbound.repair = ChecksumRepair::Recompute;
+        }
+        Ok(inbound)
+    }
+
+    /// As [`InboundSa::new`] with other keys, without limits and without repairs: a segment of the same SA.
+    pub(crate) fn with_keys<P>(
+        provider: &P,
+        now: Instant,
+        sa: &ChildSa,
+        keys: &EspKeys,
+    ) -> Result<Self, InvalidKey>
+    where
+        P: EspProvider<Transform = T>,
+    {
+        Ok(Self {
+            transform: provider.transform(sa.suite, keys)?,
+            spi: sa.spi_in,
+            esn: sa.esn,
+            mode: sa.mode,
+            window: ReplayWindow::new(),
+            sources: sa.remote_ts,
+            destinations: sa.local_ts,
+            repair: ChecksumRepair::Keep,
+            meter: Meter::new(Lifetime::default(), now),
+        })
+    }
+
+    /// The same SA seen from its far end: what the remote end receives with.
+    pub(crate) const fn reversed(mut self, spi: Spi) -> Self {
+        (self.sources, self.destinations) = (self.destinations, self.sources);
+        self.spi = spi;
+        self
+    }
+
+    /// Takes over the limits of `sa`.
+    pub(crate) const fn limited(mut self, limits: Lifetime, now: Instant) -> Self {
+        self.meter = Meter::new(limits, now);
+        self
+    }
+
+    /// SPI of the packets it opens.
+    pub const fn spi(&self) -> Spi {
+        self.spi
+    }
+
+    /// Transport or tunnel.
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Highest sequence number accepted so far.
+    pub const fn highest_sequence(&self) -> u64 {
+        self.window.highest()
+    }
+
+    /// Limits and counters.
+    pub const fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Limits and counters, to take events from.
+    pub const fn meter_mut(&mut self) -> &mut Meter {
+        &mut self.meter
+    }
+
+    /// Chooses what happens to transport checksums in transport mode (RFC 3948 §3.1.2).
+    pub const fn set_checksum_repair(&mut self, repair: ChecksumRepair) {
+        self.repair = repair;
+    }
+
+    /// Turns the ESP packet (raw or UDP-encapsulated, either is taken on any SA) in `packet` into the plain IP
+    /// packet. On error the contents of `packet` are unspecified.
+    ///
+    /// # Errors
+    /// Reason to drop the packet. [`DropReason::EspDummy`] is no fault of anybody.
+    pub fn open(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Opened, DropReason> {
+        let at = locate::esp(packet.bytes())?;
+        let plain = self.decrypt(now, packet.bytes_mut(), &at)?;
+        self.meter.count(now, plain.len(self.mode, &at));
+        self.uncover(packet, &at, &plain)
+            .ok_or(DropReason::EspMalformed)?;
+        Ok(Opened {
+            sequence: plain.sequence,
+            flow: plain.flow,
+        })
+    }
+
+    /// Checks and decrypts where the packet lies.
+    pub(crate) fn decrypt(
+        &mut self,
+        now: Instant,
+        bytes: &mut [u8],
+        at: &Located,
+    ) -> Result<Plain, DropReason> {
+        if at.spi != self.spi {
+            return Err(DropReason::EspUnknownSpi);
+        }
+        self.meter.check(now)?;
+        let sequence = if self.esn {
+            self.window.extend(at.sequence)
+        } else {
+            u64::from(at.sequence)
+        };
+        self.window.check(sequence).map_err(|_| DropReason::EspReplayed)?;
+        let trailer_end = self.decrypt_body(bytes, at, sequence)?;
+        // Only now is the sequence number to be believed (RFC 4303 §3.4.3).
+        self.window
+            .accept(sequence)
+            .map_err(|_| DropReason::EspReplayed)?;
+        let payload_at = at.esp_at + ESP_LEN + self.transform.suite().iv_len();
+        let body = bytes
+            .get(payload_at..trailer_end)
+            .ok_or(DropReason::EspMalformed)?;
+        let (payload_len, next_header) = trailer(body).ok_or(DropReason::EspBadPadding)?;
+        if next_header == protocol::NO_NEXT_HEADER {
+            return Err(DropReason::EspDummy);
+        }
+        let payload = body.get(..payload_len).ok_or(DropReason::EspBadPadding)?;
+        let (flow, len) = self.flow(at, next_header, payload)?;
+        if !flow.matches(&self.sources, &self.destinations) {
+            return Err(DropReason::EspSelectorMismatch);
+        }
+        Ok(Plain {
+            sequence,
+            flow,
+            next_header,
+            payload_at,
+            payload_end: payload_at + len,
+        })
+    }
+
+    /// Returns the offset behind the decrypted trailer.
+    fn decrypt_body(&mut self, bytes: &mut [u8], at: &Located, sequence: u64) -> Result<usize, DropReason> {
+        let suite = self.transform.suite();
+        let malformed = DropReason::EspMalformed;
+        let esp = bytes.get_mut(at.esp_at..at.end).ok_or(malformed)?;
+        let (header, rest) = esp.split_first_chunk_mut::<ESP_LEN>().ok_or(malformed)?;
+        let (iv, rest) = rest.split_at_mut_checked(suite.iv_len()).ok_or(malformed)?;
+        let body = rest.len().checked_sub(suite.icv_len()).ok_or(malformed)?;
+        if body == 0 || !body.is_multiple_of(suite.block_len()) {
+            return Err(malformed);
+        }
+        let (payload, icv) = rest.split_at_mut_checked(body).ok_or(malformed)?;
+        let esn_high = self.esn.then_some((sequence >> 32) as u32);
+        let parts = EspParts {
+            header: *header,
+            esn_high,
+            iv,
+            payload,
+            icv,
+        };
+        self.transform
+            .open(parts)
+            .map_err(|_| DropReason::EspAuthFailed)?;
+        Ok(at.end - suite.icv_len())
+    }
+
+    /// The flow of a decrypted packet, and the length of its payload (without TFC padding, RFC 4303 §2.7).
+    fn flow(&self, at: &Located, next_header: u8, payload: &[u8]) -> Result<(Flow, usize), DropReason> {
+        match (self.mode, next_header) {
+            (Mode::Transport, _) => {
+                let flow = if at.source.is_ipv6() {
+                    behind_extensions(at, next_header, payload)?
+                } else {
+                    Flow::new(at.source, at.destination, next_header, payload)
+                };
+                Ok((flow, payload.len()))
+            }
+            (Mode::Tunnel, protocol::IPIP | protocol::IPV6) => {
+                let inner = Ip::parse(payload, Walk::ToUpperLayer)?;
+                if inner.is_v4() != (next_header == protocol::IPIP) {
+                    return Err(DropReason::BadIpHeader);
+                }
+                Ok((Flow::of(payload)?, inner.end))
+            }
+            (Mode::Tunnel, _) => Err(DropReason::EspBadPadding),
+        }
+    }
+
+    /// Removes everything that is not the plain packet.
+    fn uncover(&self, packet: &mut PacketBuf<'_>, at: &Located, plain: &Plain) -> Option<()> {
+        packet.strip_back(packet.len().checked_sub(plain.payload_end)?)?;
+        match self.mode {
+            Mode::Tunnel => {
+                let tos = tos(packet.bytes());
+                packet.strip_front(plain.payload_at)?;
+                outer::propagate_ecn(tos, packet.bytes_mut());
+            }
+            Mode::Transport => {
+                *packet.bytes_mut().get_mut(at.protocol_at)? = plain.next_header;
+                let gap_at = at.udp_at.unwrap_or(at.esp_at);
+                packet.cut(gap_at, plain.payload_at.checked_sub(gap_at)?)?;
+                ip::finish_header(packet.bytes_mut());
+                checksum::repair(packet.bytes_mut(), self.repair);
+            }
+        }
+        Some(())
+    }
+}
+
+/// Payload length and next header of a decrypted body that ends with the ESP trailer (RFC 4303 §2.4).
+fn trailer(body: &[u8]) -> Option<(usize, u8)> {
+    let [rest @ .., pad_len, next_header] = body else {
+        return None;
+    };
+    let payload_len = rest.len().checked_sub(usize::from(*pad_len))?;
+    let padding = rest.get(payload_len..)?;
+    padding
+        .iter()
+        .zip(1u8..)
+        .all(|(byte, value)| *byte == value)
+        .then_some((payload_len, *next_header))
+}
+
+/// The flow of a transport-mode IPv6 packet whose payload may begin with extension headers of its own.
+fn behind_extensions(at: &Located, next_header: u8, payload: &[u8]) -> Result<Flow, DropReason> {
+    if !matches!(
+        next_header,
+        protocol::DESTINATION_OPTIONS | protocol::ROUTING | protocol::HOP_BY_HOP
+    ) {
+        return Ok(Flow::new(at.source, at.destination, next_header, payload));
+    }
+    let (mut next, mut offset) = (next_header, 0usize);
+    for _ in 0..towpath_common::headers::MAX_EXTENSION_HEADERS {
+        let header = payload
+            .get(offset..)
+            .and_then(|rest| rest.first_chunk::<2>())
+            .ok_or(DropReason::Truncated)?;
+        offset += 8 + usize::from(header[1]) * 8;
+        next = header[0];
+        if !matches!(
+            next,
+            protocol::DESTINATION_OPTIONS | protocol::ROUTING | protocol::HOP_BY_HOP
+        ) {
+            let body = payload.get(offset..).ok_or(DropReason::Truncated)?;
+            return Ok(Flow::new(at.source, at.destination, next, body));
+        }
+    }
+    let _ = next;
+    Err(DropReason::TooManyExtensions)
+}
+
+fn tos(packet: &[u8]) -> u8 {
+    match packet {
+        [first, second, ..] if first >> 4 == 4 => *second,
+        [first, second, ..] if packet.len() >= IPV6_LEN => (first << 4) | (second >> 4),
+        _ => 0,
+    }
+}

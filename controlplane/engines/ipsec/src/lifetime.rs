@@ -1,0 +1,162 @@
+//! Limits of an SA in time and bytes (RFC 4301 §4.4.2.1): at the soft one a replacement is wanted, at the
+//! hard one the SA is gone.
+
+use core::time::Duration;
+
+use towpath_base::sa::Lifetime;
+use towpath_base::{DropReason, Instant};
+
+/// A limit was reached. Each is told once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LifetimeEvent {
+    /// A replacement is wanted.
+    Soft,
+    /// The SA carries no packet any more.
+    Hard,
+}
+
+/// Packets and bytes of one direction, held against its limits.
+#[derive(Debug, Clone)]
+pub struct Meter {
+    limits: Lifetime,
+    created: Instant,
+    packets: u64,
+    bytes: u64,
+    told: Option<LifetimeEvent>,
+    pending: Option<LifetimeEvent>,
+}
+
+impl Meter {
+    /// Starts to count at `now`.
+    pub const fn new(limits: Lifetime, now: Instant) -> Self {
+        Self {
+            limits,
+            created: now,
+            packets: 0,
+            bytes: 0,
+            told: None,
+            pending: None,
+        }
+    }
+
+    /// Packets carried.
+    pub const fn packets(&self) -> u64 {
+        self.packets
+    }
+
+    /// Bytes carried: whole plain IP packets.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether another packet may be carried.
+    ///
+    /// # Errors
+    /// [`DropReason::EspLifetimeExpired`] at the hard limit.
+    #[inline]
+    pub fn check(&mut self, now: Instant) -> Result<(), DropReason> {
+        if self.reached(now, self.limits.hard_seconds, self.limits.hard_bytes) {
+            self.tell(LifetimeEvent::Hard);
+            return Err(DropReason::EspLifetimeExpired);
+        }
+        Ok(())
+    }
+
+    /// Counts a packet of `bytes` bytes.
+    #[inline]
+    pub fn count(&mut self, now: Instant, bytes: usize) {
+        self.packets = self.packets.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.reached(now, self.limits.soft_seconds, self.limits.soft_bytes) {
+            self.tell(LifetimeEvent::Soft);
+        }
+    }
+
+    /// Notices limits in time without a packet.
+    pub fn tick(&mut self, now: Instant) {
+        if self.check(now).is_ok() && self.reached(now, self.limits.soft_seconds, self.limits.soft_bytes) {
+            self.tell(LifetimeEvent::Soft);
+        }
+    }
+
+    /// A replacement is wanted for another reason: the sequence numbers run out.
+    pub(crate) fn want_replacement(&mut self) {
+        self.tell(LifetimeEvent::Soft);
+    }
+
+    /// The limit reached since the last call, if any.
+    pub const fn take_event(&mut self) -> Option<LifetimeEvent> {
+        self.pending.take()
+    }
+
+    /// When [`Meter::tick`] will next have something to tell.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let seconds = match self.told {
+            None if self.limits.soft_seconds != 0 => self.limits.soft_seconds,
+            None | Some(LifetimeEvent::Soft) => self.limits.hard_seconds,
+            Some(LifetimeEvent::Hard) => 0,
+        };
+        (seconds != 0).then(|| self.created + Duration::from_secs(seconds.into()))
+    }
+
+    fn reached(&self, now: Instant, seconds: u32, bytes: u64) -> bool {
+        (bytes != 0 && self.bytes >= bytes)
+            || (seconds != 0 && now.saturating_since(self.created) >= Duration::from_secs(seconds.into()))
+    }
+
+    fn tell(&mut self, event: LifetimeEvent) {
+        if self.told < Some(event) {
+            self.told = Some(event);
+            self.pending = Some(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Lifetime = Lifetime {
+        soft_seconds: 10,
+        hard_seconds: 20,
+        soft_bytes: 1000,
+        hard_bytes: 2000,
+    };
+
+    #[test]
+    fn each_limit_is_told_once() {
+        let mut meter = Meter::new(LIMITS, Instant::ZERO);
+        assert_eq!(meter.poll_timeout(), Some(Instant::from_secs(10)));
+        meter.count(Instant::from_secs(1), 999);
+        assert_eq!(meter.take_event(), None);
+        meter.count(Instant::from_secs(1), 1);
+        assert_eq!(meter.take_event(), Some(LifetimeEvent::Soft));
+        meter.count(Instant::from_secs(11), 999);
+        assert_eq!(meter.take_event(), None);
+        assert_eq!(meter.poll_timeout(), Some(Instant::from_secs(20)));
+        assert_eq!(meter.check(Instant::from_secs(12)), Ok(()));
+        meter.count(Instant::from_secs(12), 1);
+        assert_eq!(
+            meter.check(Instant::from_secs(12)),
+            Err(DropReason::EspLifetimeExpired)
+        );
+        assert_eq!(meter.take_event(), Some(LifetimeEvent::Hard));
+        assert_eq!(
+            meter.check(Instant::from_secs(13)),
+            Err(DropReason::EspLifetimeExpired)
+        );
+        assert_eq!(meter.take_event(), None);
+        assert_eq!(meter.poll_timeout(), None);
+    }
+
+    #[test]
+    fn time_alone_ends_an_idle_sa() {
+        let mut meter = Meter::new(LIMITS, Instant::from_secs(100));
+        meter.tick(Instant::from_secs(109));
+        assert_eq!(meter.take_event(), None);
+        meter.tick(Instant::from_secs(110));
+        assert_eq!(meter.take_event(), Some(LifetimeEvent::Soft));
+        meter.tick(Instant::from_secs(120));
+        assert_eq!(meter.take_event(), Some(LifetimeEvent::Hard));
+    }
+}

@@ -1,0 +1,344 @@
+//! The sending half of an SA: plain IP packet → ESP packet, in place.
+
+use core::net::IpAddr;
+
+use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey, Rng};
+use towpath_base::packet::PacketBuf;
+use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode, Selectors, UdpEncap};
+use towpath_base::{DropReason, Instant, Spi};
+use towpath_common::wire::protocol;
+
+use crate::checksum;
+use crate::ip::{self, Ip, Walk, put16};
+use crate::lifetime::Meter;
+use crate::locate::{ESP_LEN, Flow, UDP_LEN};
+use crate::outer::{self, Inner};
+
+/// Longest IV of any suite.
+const MAX_IV: usize = 16;
+
+/// What became of a sealed packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealed {
+    /// Its sequence number, 64 bits even where 32 are sent.
+    pub sequence: u64,
+}
+
+/// One direction of an SA at its sender: the only owner of the sequence counter, hence of the IVs, of its key.
+#[derive(Debug)]
+pub struct OutboundSa<T> {
+    transform: T,
+    spi: Spi,
+    last_sequence: u64,
+    esn: bool,
+    mode: Mode,
+    encap: Option<UdpEncap>,
+    local: IpAddr,
+    remote: IpAddr,
+    sources: Selectors,
+    destinations: Selectors,
+    meter: Meter,
+    path_mtu: Option<u16>,
+}
+
+impl<T: EspTransform> OutboundSa<T> {
+    /// What the local end of `sa` sends with.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] if the keys do not fit the suite.
+    pub fn new<P>(provider: &P, now: Instant, sa: &ChildSa) -> Result<Self, InvalidKey>
+    where
+        P: EspProvider<Transform = T>,
+    {
+        let mut outbound = Self::with_keys(provider, now, sa, &sa.keys_out)?;
+        outbound.meter = Meter::new(sa.lifetime, now);
+        Ok(outbound)
+    }
+
+    /// As [`OutboundSa::new`] with other keys and without limits: a segment of the same SA.
+    pub(crate) fn with_keys<P>(
+        provider: &P,
+        now: Instant,
+        sa: &ChildSa,
+        keys: &EspKeys,
+    ) -> Result<Self, InvalidKey>
+    where
+        P: EspProvider<Transform = T>,
+    {
+        Ok(Self {
+            transform: provider.transform(sa.suite, keys)?,
+            spi: sa.spi_out,
+            last_sequence: 0,
+            esn: sa.esn,
+            mode: sa.mode,
+            encap: sa.encap,
+            local: sa.local,
+            remote: sa.remote,
+            sources: sa.local_ts,
+            destinations: sa.remote_ts,
+            meter: Meter::new(Lifetime::default(), now),
+            path_mtu: None,
+        })
+    }
+
+    /// The same SA seen from its far end: what the remote end sends with, hence what a gateway sends with towards
+    /// the local one.
+    pub(crate) const fn reversed(mut self, spi: Spi) -> Self {
+        (self.local, self.remote) = (self.remote, self.local);
+        (self.sources, self.destinations) = (self.destinations, self.sources);
+        self.encap = match self.encap {
+            Some(UdpEncap {
+                local_port,
+                remote_port,
+            }) => Some(UdpEncap {
+                local_port: remote_port,
+                remote_port: local_port,
+            }),
+            None => None,
+        };
+        self.spi = spi;
+        self
+    }
+
+    /// SPI of the packets it makes.
+    pub const fn spi(&self) -> Spi {
+        self.spi
+    }
+
+    /// Outer address of the far end.
+    pub const fn remote(&self) -> IpAddr {
+        self.remote
+    }
+
+    /// Highest sequence number used so far; 0 before the first packet.
+    pub const fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+
+    /// Continues above `sequence` (hand-over, restart): the counter only ever moves forward.
+    pub const fn skip_to(&mut self, sequence: u64) {
+        if sequence > self.last_sequence {
+            self.last_sequence = sequence;
+        }
+    }
+
+    /// Limits and counters.
+    pub const fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Limits and counters, to take events from.
+    pub const fn meter_mut(&mut self) -> &mut Meter {
+        &mut self.meter
+    }
+
+    /// Refuse packets that sealed would be longer than this many bytes (IP header included): the hook of path
+    /// MTU discovery. `None` refuses nothing.
+    pub const fn set_path_mtu(&mut self, mtu: Option<u16>) {
+        self.path_mtu = mtu;
+    }
+
+    /// Whether the SA's selectors admit the flow.
+    pub fn admits(&self, flow: &Flow) -> bool {
+        flow.matches(&self.sources, &self.destinations)
+    }
+
+    /// Turns the plain IP packet in `packet` into an ESP packet. The rooms of `packet` must hold what is added:
+    /// at most 84 bytes in front and 49 behind.
+    ///
+    /// On error the packet is as it was, unless the reason is [`DropReason::EspAuthFailed`] (the provider
+    /// failed). Selectors are the caller's business: see [`OutboundSa::admits`].
+    ///
+    /// # Errors
+    /// Reason to drop the packet: limits, sequence space, size, rooms, fragments in transport mode.
+    pub fn seal(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Sealed, DropReason> {
+        self.meter.check(now)?;
+        let plan = self.plan(packet)?;
+        let sequence = self.next_sequence()?;
+        let plain_len = packet.len();
+        self.lay_out(packet, &plan, sequence)
+            .ok_or(DropReason::NoHeadroom)?;
+        let bytes = packet.bytes_mut();
+        let end = bytes.len();
+        self.encrypt(bytes, plan.esp_at, end, sequence, rng)?;
+        if self.encap.is_some() {
+            checksum::finish_udp(bytes, plan.esp_at - UDP_LEN, end);
+        }
+        self.meter.count(now, plain_len);
+        Ok(Sealed { sequence })
+    }
+
+    /// Measures the packet to be made, and checks that it can be.
+    fn plan(&self, packet: &mut PacketBuf<'_>) -> Result<Plan, DropReason> {
+        let suite = self.transform.suite();
+        let (ip, outer_len) = match self.mode {
+            Mode::Transport => (Ip::parse(packet.bytes(), Walk::ToEspPlace)?, 0),
+            Mode::Tunnel => (
+                Ip::parse(packet.bytes(), Walk::ToUpperLayer)?,
+                outer::len(self.remote),
+            ),
+        };
+        packet
+            .strip_back(packet.len() - ip.end)
+            .ok_or(DropReason::Truncated)?;
+        let (kept, next_header) = match self.mode {
+            Mode::Transport if ip.fragment => return Err(DropReason::EspFragment),
+            Mode::Transport => (ip.payload_at, ip.protocol),
+            Mode::Tunnel if ip.is_v4() => (0, protocol::IPIP),
+            Mode::Tunnel => (0, protocol::IPV6),
+        };
+        let udp_len = if self.encap.is_some() { UDP_LEN } else { 0 };
+        let front = outer_len + udp_len + ESP_LEN + suite.iv_len();
+        // Payload, padding, pad length and next header fill whole blocks (RFC 4303 §2.4).
+        let padding = (ip.end - kept + 2).next_multiple_of(suite.block_len()) - (ip.end - kept + 2);
+        let back = padding + 2 + suite.icv_len();
+        let total = ip.end + front + back;
+        let outer_v4 = if outer_len == 0 {
+            ip.is_v4()
+        } else {
+            self.remote.is_ipv4()
+        };
+        let limit = self.path_mtu.map_or(ip::max_len(outer_v4), usize::from);
+        if total > limit {
+            return Err(DropReason::TooBig);
+        }
+        if packet.headroom() < front || packet.tailroom() < back {
+            return Err(DropReason::NoHeadroom);
+        }
+        Ok(Plan {
+            kept,
+            protocol_at: if outer_len == 0 { ip.protocol_at } else { 0 },
+            esp_at: kept + outer_len + udp_len,
+            front,
+            padding,
+            back,
+            next_header,
+            inner: Inner::of(packet.bytes(), &ip),
+        })
+    }
+
+    /// Makes room and writes everything but the ESP header and what the transform writes.
+    fn lay_out(&self, packet: &mut PacketBuf<'_>, plan: &Plan, sequence: u64) -> Option<()> {
+        packet.open_gap(plan.kept, plan.front)?;
+        let trailer = packet.grow_back(plan.back)?;
+        for (byte, value) in trailer.iter_mut().zip(1..=plan.padding) {
+            *byte = value as u8;
+        }
+        *trailer.get_mut(plan.padding)? = plan.padding as u8;
+        *trailer.get_mut(plan.padding + 1)? = plan.next_header;
+        let bytes = packet.bytes_mut();
+        let carried = if self.encap.is_some() {
+            protocol::UDP
+        } else {
+            protocol::ESP
+        };
+        match self.mode {
+            Mode::Transport => *bytes.get_mut(plan.protocol_at)? = carried,
+            Mode::Tunnel => {
+                outer::write(
+                    bytes,
+                    self.local,
+                    self.remote,
+                    carried,
+                    &plan.inner,
+                    sequence as u16,
+                );
+            }
+        }
+        ip::finish_header(bytes);
+        if let Some(encap) = self.encap {
+            let at = plan.esp_at - UDP_LEN;
+            let len = bytes.len() - at;
+            put16(bytes, at, encap.local_port);
+            put16(bytes, at + 2, encap.remote_port);
+            put16(bytes, at + 4, len as u16);
+        }
+        Some(())
+    }
+
+    /// Writes ESP header and IV for `sequence`, encrypts payload and trailer, writes the ICV.
+    fn encrypt(
+        &mut self,
+        bytes: &mut [u8],
+        esp_at: usize,
+        end: usize,
+        sequence: u64,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<(), DropReason> {
+        let suite = self.transform.suite();
+        let malformed = DropReason::EspMalformed;
+        let esp = bytes.get_mut(esp_at..end).ok_or(malformed)?;
+        let (header, rest) = esp.split_first_chunk_mut::<ESP_LEN>().ok_or(malformed)?;
+        let (iv, rest) = rest.split_at_mut_checked(suite.iv_len()).ok_or(malformed)?;
+        let body = rest.len().checked_sub(suite.icv_len()).ok_or(malformed)?;
+        let (payload, icv) = rest.split_at_mut_checked(body).ok_or(malformed)?;
+        let [a, b, c, d] = self.spi.0.to_be_bytes();
+        let [e, f, g, h] = (sequence as u32).to_be_bytes();
+        *header = [a, b, c, d, e, f, g, h];
+        if suite.is_aead() {
+            // RFC 4106 §3.1: a counter; ours is the sequence number, all 64 bits, ESN or not.
+            iv.copy_from_slice(&sequence.to_be_bytes());
+        } else {
+            let mut fresh = [0; MAX_IV];
+            let fresh = fresh.get_mut(..iv.len()).ok_or(malformed)?;
+            rng.fill(fresh);
+            iv.copy_from_slice(fresh);
+        }
+        let parts = EspParts {
+            header: *header,
+            esn_high: self.esn.then_some((sequence >> 32) as u32),
+            iv,
+            payload,
+            icv,
+        };
+        self.transform.seal(parts).map_err(|_| DropReason::EspAuthFailed)
+    }
+
+    /// Seals the plain ESP packet at `esp_at..end` of `bytes` where it lies; for the bridge.
+    pub(crate) fn reseal(
+        &mut self,
+        now: Instant,
+        bytes: &mut [u8],
+        esp_at: usize,
+        end: usize,
+        plain_len: usize,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Sealed, DropReason> {
+        let sequence = self.next_sequence()?;
+        self.encrypt(bytes, esp_at, end, sequence, rng)?;
+        self.meter.count(now, plain_len);
+        Ok(Sealed { sequence })
+    }
+
+    /// The next number; never the same twice, never zero (RFC 4303 §3.3.3).
+    fn next_sequence(&mut self) -> Result<u64, DropReason> {
+        let last = if self.esn { u64::MAX } else { u64::from(u32::MAX) };
+        if self.last_sequence >= last {
+            return Err(DropReason::EspSequenceExhausted);
+        }
+        self.last_sequence += 1;
+        if self.last_sequence > last - last / 8 {
+            self.meter.want_replacement();
+        }
+        Ok(self.last_sequence)
+    }
+}
+
+/// The packet to be made.
+struct Plan {
+    /// Bytes of IP header that stay in front of ESP.
+    kept: usize,
+    protocol_at: usize,
+    /// Offset of the ESP header in the packet to be made.
+    esp_at: usize,
+    front: usize,
+    padding: usize,
+    back: usize,
+    next_header: u8,
+    inner: Inner,
+}
