@@ -1,0 +1,134 @@
+//! Tables of the database and how their records are written.
+
+use std::net::IpAddr;
+
+use redb::TableDefinition;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use towpath_base::SubscriberHandle;
+use towpath_base::profile::Subscriber;
+use towpath_base::selector::Prefix;
+use zeroize::Zeroizing;
+
+use crate::{Result, StoreError};
+
+/// Layout of the tables below. A change that older programs would misread counts it up.
+pub(crate) const SCHEMA: u64 = 1;
+
+/// Numbers of the store itself, by name.
+pub(crate) const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+/// Key of [`NUMBERS`]: [`SCHEMA`].
+pub(crate) const SCHEMA_KEY: &str = "schema";
+/// Key of [`NUMBERS`]: the handle of the next subscriber.
+pub(crate) const NEXT_HANDLE_KEY: &str = "next_handle";
+/// Key of [`NUMBERS`]: starts of the network.
+pub(crate) const EPOCH_KEY: &str = "epoch";
+
+/// A known text sealed under the key-encryption key, to tell a wrong key at once.
+pub(crate) const KEY_CHECK: TableDefinition<'_, (), &[u8]> = TableDefinition::new("key_check");
+
+/// Handle → [`Subscriber`].
+pub(crate) const SUBSCRIBERS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("subscribers");
+
+/// (operator, name) → handle.
+pub(crate) const NAMES: TableDefinition<'_, (&str, &str), u64> = TableDefinition::new("names");
+
+/// Handle → sealed secrets.
+pub(crate) const SECRETS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("secrets");
+
+/// Prefix (see [`prefix_key`]) → handle, of subscribers with a fixed attachment. No two overlap.
+pub(crate) const FIXED: TableDefinition<'_, &[u8], u64> = TableDefinition::new("fixed");
+
+/// Handle → counter of the last registration accepted.
+pub(crate) const COUNTERS: TableDefinition<'_, u64, u64> = TableDefinition::new("counters");
+
+/// Handle → [`crate::Location`].
+pub(crate) const LOCATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("locations");
+
+/// Version of the encoding of records, their first byte.
+const ENCODING: u8 = 1;
+
+/// A record as bytes: version, then postcard.
+pub(crate) fn encode<T: Serialize>(record: &T) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(vec![ENCODING]);
+    // Serialising into a growing vector fails only for types that refuse to serialise; ours do not.
+    let body = Zeroizing::new(postcard::to_allocvec(record).unwrap_or_default());
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+/// The record of `handle` from its bytes.
+pub(crate) fn decode<T: DeserializeOwned>(handle: SubscriberHandle, bytes: &[u8]) -> Result<T> {
+    let damaged = StoreError::Damaged(handle);
+    let Some((&ENCODING, body)) = bytes.split_first() else {
+        return Err(damaged);
+    };
+    match postcard::take_from_bytes(body) {
+        Ok((record, [])) => Ok(record),
+        _ => Err(damaged),
+    }
+}
+
+/// What a subscriber's secrets are bound to: operator, name and handle, each with its length in front.
+pub(crate) fn place(subscriber: &Subscriber) -> Vec<u8> {
+    let mut place = b"towpath secrets 1".to_vec();
+    for part in [&subscriber.operator, &subscriber.name] {
+        place.extend_from_slice(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        place.extend_from_slice(part.as_bytes());
+    }
+    place.extend_from_slice(&subscriber.handle.0.to_be_bytes());
+    place
+}
+
+/// Length of [`prefix_key`].
+pub(crate) const PREFIX_KEY_LEN: usize = 18;
+
+/// Orders prefixes by family, first address and length: family (4 or 6), address in 16 bytes, length.
+pub(crate) fn prefix_key(prefix: Prefix) -> [u8; PREFIX_KEY_LEN] {
+    let mut key = address_key(prefix.address());
+    if let Some(last) = key.last_mut() {
+        *last = prefix.bits();
+    }
+    key
+}
+
+/// The lowest key of a prefix that starts at `address`.
+pub(crate) fn address_key(address: IpAddr) -> [u8; PREFIX_KEY_LEN] {
+    let mut key = [0; PREFIX_KEY_LEN];
+    let (family, bits) = match address {
+        IpAddr::V4(v4) => (4, u128::from(v4.to_bits()) << 96),
+        IpAddr::V6(v6) => (6, v6.to_bits()),
+    };
+    let [first, middle @ .., _] = &mut key;
+    *first = family;
+    middle.copy_from_slice(&bits.to_be_bytes());
+    key
+}
+
+/// The prefix of a key.
+pub(crate) fn key_prefix(key: &[u8]) -> Option<Prefix> {
+    let [family, middle @ .., bits] = key else {
+        return None;
+    };
+    let address = u128::from_be_bytes(middle.try_into().ok()?);
+    let address = match family {
+        4 => IpAddr::from(u32::try_from(address >> 96).ok()?.to_be_bytes()),
+        _ => IpAddr::from(address.to_be_bytes()),
+    };
+    Prefix::new(address, *bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_read_back_and_ordered_by_address() {
+        let prefixes = ["10.0.0.0/8", "10.0.0.1", "192.0.2.0/24", "::/0", "2001:db8::/32"];
+        let keys: Vec<_> = prefixes.map(|text| prefix_key(text.parse().unwrap())).to_vec();
+        assert!(keys.is_sorted());
+        for (key, text) in keys.iter().zip(prefixes) {
+            assert_eq!(key_prefix(key).unwrap().to_string(), text);
+        }
+    }
+}
