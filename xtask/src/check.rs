@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::ebpf::Compiler;
 use crate::layers;
-use crate::setup::SourceCompiler;
 use crate::sh::{Cmd, which};
 use crate::ui::Step;
 
@@ -104,13 +104,12 @@ fn fmt(root: &Path) -> Result<()> {
 
 /// Builds every engine for a machine without an operating system.
 fn bare_metal(root: &Path) -> Result<()> {
-    let compiler = SourceCompiler::find().context("no compiler with sources: run `cargo xtask setup`")?;
+    let compiler = Compiler::find()?;
     let mut engines = engine_names(root)?;
     engines.retain(|e| !CORE_ALONE.contains(&e.as_str()));
     let build = |std: &str, packages: &[String]| {
-        let mut cmd = compiler
-            .cargo()
-            .args(["build", "--release", "--locked", "--target", BARE_METAL]);
+        let mut cmd =
+            source_cargo(&compiler).args(["build", "--release", "--locked", "--target", BARE_METAL]);
         cmd = cmd.arg(format!("-Zbuild-std={std}"));
         for package in packages {
             cmd = cmd.args(["-p", package]);
@@ -139,4 +138,14 @@ fn engine_names(root: &Path) -> Result<Vec<String>> {
         .filter(|p| p.manifest_path.as_str().contains("/controlplane/engines/"))
         .map(|p| p.name.to_string())
         .collect())
+}
+
+/// A `cargo` that uses `compiler` and accepts `-Z` options.
+fn source_cargo(compiler: &Compiler) -> Cmd {
+    match compiler {
+        Compiler::Nightly => Cmd::line("rustup run nightly cargo").env_remove("RUSTC"),
+        Compiler::Distribution(rustc) => Cmd::new("cargo").env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),
+    }
+    .env_remove("RUSTFLAGS")
+    .env_remove("CARGO_ENCODED_RUSTFLAGS")
 }

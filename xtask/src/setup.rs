@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::ebpf::Compiler;
 use crate::sh::{Cmd, is_root, which};
 use crate::ui::step;
 
@@ -45,53 +46,6 @@ const LAB: &[&str] = &[
 /// Packages of the benchmarks.
 const BENCH: &[&str] = &["valgrind", "binutils-arm-none-eabi"];
 
-/// Which compiler can build the standard library from source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceCompiler {
-    /// rustup's nightly with the component `rust-src`.
-    RustupNightly,
-    /// The distribution's `rustc` with its sources, at this path.
-    Distribution(PathBuf),
-}
-
-impl SourceCompiler {
-    /// Finds one; `None` when neither is installed.
-    pub fn find() -> Option<Self> {
-        if let Ok(out) = Cmd::line("rustup run nightly rustc --print sysroot").output()
-            && out.ok()
-            && Path::new(out.stdout.trim())
-                .join("lib/rustlib/src/rust/library/core")
-                .is_dir()
-        {
-            return Some(Self::RustupNightly);
-        }
-        let rustc = PathBuf::from("/usr/bin/rustc");
-        let out = Cmd::new(&rustc).args(["--print", "sysroot"]).output().ok()?;
-        let sources = Path::new(out.stdout.trim()).join("lib/rustlib/src/rust/library/core");
-        sources.is_dir().then_some(Self::Distribution(rustc))
-    }
-
-    /// A `cargo` that uses this compiler and accepts `-Z` options.
-    pub fn cargo(&self) -> Cmd {
-        match self {
-            Self::RustupNightly => Cmd::line("cargo +nightly")
-                .env_remove("RUSTC")
-                .env_remove("RUSTUP_TOOLCHAIN"),
-            Self::Distribution(rustc) => Cmd::new("cargo").env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),
-        }
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-    }
-
-    /// What to call it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::RustupNightly => "rustup nightly with rust-src",
-            Self::Distribution(_) => "the distribution's rustc and sources",
-        }
-    }
-}
-
 /// Where bpf-linker is: the repository's own tools first, then PATH.
 pub fn bpf_linker(root: &Path) -> Option<PathBuf> {
     let own = root.join(".tools/bin/bpf-linker");
@@ -104,7 +58,7 @@ pub fn bpf_linker(root: &Path) -> Option<PathBuf> {
 
 fn debian_packages() -> Vec<&'static str> {
     let mut wanted = [BUILD, LAB, BENCH].concat();
-    if SourceCompiler::find() != Some(SourceCompiler::RustupNightly) {
+    if !matches!(Compiler::find(), Ok(Compiler::Nightly)) {
         wanted.extend(DISTRIBUTION_RUST);
     }
     wanted
@@ -134,15 +88,11 @@ pub fn missing(root: &Path) -> Vec<String> {
 pub fn run(root: &Path) -> Result<()> {
     packages()?;
     linker(root)?;
-    match SourceCompiler::find() {
-        Some(compiler) => println!(
-            "setup: the XDP program and bare-metal builds use {}",
-            compiler.name()
-        ),
-        None => bail!(
-            "no compiler that can build `core` from source: neither rustup's nightly with rust-src nor rustc-web"
-        ),
-    }
+    let compiler = match Compiler::find()? {
+        Compiler::Nightly => "rustup's nightly with rust-src",
+        Compiler::Distribution(_) => "the distribution's rustc and sources",
+    };
+    println!("setup: the XDP program and bare-metal builds use {compiler}");
     for (tool, why) in [("cargo-clippy", "check"), ("rustfmt", "check")] {
         if which(tool).is_none() {
             println!(

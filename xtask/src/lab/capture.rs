@@ -29,7 +29,19 @@ impl Capture {
         let _ = std::fs::remove_file(&file);
         File::create(&log)?;
         let cmd = Cmd::new("tcpdump")
-            .args(["-i", interface, "-U", "--immediate-mode", "-s", "0", "-B", "8192", "-Z", "root", "-w"])
+            .args([
+                "-i",
+                interface,
+                "-U",
+                "--immediate-mode",
+                "-s",
+                "0",
+                "-B",
+                "8192",
+                "-Z",
+                "root",
+                "-w",
+            ])
             .arg(&file);
         let pid = net.inside(node, cmd).spawn(&log)?;
         let process = Process::note("tcpdump", pid);

@@ -280,6 +280,11 @@ impl Lab {
         self.dir.join(format!("{name}.log"))
     }
 
+    /// Where this lab's gateway pins its BPF objects.
+    pub fn pin_dir(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(self.net.namespace(Node::Gw))
+    }
+
     /// Captures everything on an interface of a namespace (for a guest kernel: of the one it sits in).
     pub fn capture(&self, node: Node, interface: &str) -> Result<Capture> {
         Capture::start(&self.net, node, interface, &self.dir.join("captures"))
@@ -304,6 +309,7 @@ impl Lab {
         for node in Node::ALL {
             let _ = std::fs::remove_file(strongswan::socket(&self.net, node));
         }
+        let _ = std::fs::remove_dir_all(self.pin_dir());
         self.net.down()?;
         match std::fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
