@@ -7,8 +7,19 @@
 //! | module | what |
 //! |---|---|
 //! | [`raw_ip`] | [`RawIpSender`], whole IP packets with any source address through the kernel's routing |
+//! | [`inbound`] | [`Inbound`], ESP and UDP for this host, shown as whole IP packets |
+//! | [`tun`] | [`Tun`], the device that takes plain packets |
+//! | [`netlink`] | [`Netlink`]: interfaces, addresses, routes |
+//! | [`sysctl`] | per-interface settings |
 #![forbid(unsafe_code)]
 
+pub mod inbound;
+pub mod netlink;
 pub mod raw_ip;
+pub mod sysctl;
+pub mod tun;
 
+pub use inbound::Inbound;
+pub use netlink::{Addresses, Link, Netlink, NetlinkError, Route};
 pub use raw_ip::{RawIpSender, SendError};
+pub use tun::Tun;
