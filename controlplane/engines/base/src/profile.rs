@@ -136,6 +136,29 @@ impl ServiceProfile {
             to_gateway: Vec::new(),
         }
     }
+
+    /// The same profile with [`ConditionAddress::Terminal`] spelt out as `prefixes`.
+    pub fn at(&self, prefixes: &[Prefix]) -> Self {
+        let spell = |conditions: &[Condition]| {
+            let mut spelt = Vec::new();
+            for condition in conditions {
+                match condition.address {
+                    ConditionAddress::Prefix(_) => spelt.push(*condition),
+                    ConditionAddress::Terminal => spelt.extend(prefixes.iter().map(|prefix| Condition {
+                        address: ConditionAddress::Prefix(*prefix),
+                        ..*condition
+                    })),
+                }
+            }
+            spelt
+        };
+        Self {
+            to_terminal: spell(&self.to_terminal),
+            from_terminal: spell(&self.from_terminal),
+            // This list names addresses of the gateway.
+            to_gateway: self.to_gateway.clone(),
+        }
+    }
 }
 
 /// When the gateway holds a profile (K3).
@@ -397,6 +420,19 @@ mod tests {
         assert_eq!(
             IkeId::from_text("a@towpath.example").to_text(),
             "a@towpath.example"
+        );
+    }
+
+    #[test]
+    fn a_profile_at_prefixes_names_each_of_them() {
+        let prefixes = ["10.0.0.0/24".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let profile = ServiceProfile::standard().at(&prefixes);
+        assert_eq!((profile.to_terminal.len(), profile.from_terminal.len()), (4, 4));
+        assert!(
+            profile
+                .to_terminal
+                .iter()
+                .all(|condition| condition.address != ConditionAddress::Terminal)
         );
     }
 
