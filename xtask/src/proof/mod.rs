@@ -1,24 +1,204 @@
-//! The main job, run in the lab and judged.
+//! The main job in the lab: a terminal without IKE talks IPsec with an unmodified peer.
+//!
+//! [`scenario`] lists what is shown, [`stack`] starts Towpath, [`runner`] runs one scenario, [`judge`] reads the
+//! captures, [`table`] prints the result, [`live`] shows it as it happens.
+
+pub mod judge;
+pub mod live;
+pub mod runner;
+pub mod scenario;
+pub mod stack;
+pub mod table;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+
+use self::runner::Outcome;
+use self::scenario::Scenario;
+use self::stack::{Stack, programs};
+use crate::lab::{Lab, Options, PeerKind};
+use crate::sh::{Cmd, Usage, is_root};
+use crate::ui::{Step, step};
+use crate::{ebpf, setup};
 
 /// Options of `cargo xtask run`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
-    /// Run every scenario once, print a table, exit 0 if all passed.
-    #[arg(long)]
+    /// Run every scenario once, print a table, exit 0 if all passed
+    #[arg(long, conflicts_with = "iface")]
     pub once: bool,
-    /// Load onto these real interfaces: access side first, core side second.
-    #[arg(long, num_args = 1, requires = "config", value_name = "IFACE")]
+    /// The kind of peer; with --once: this kind only instead of both
+    #[arg(long, value_enum)]
+    pub peer: Option<PeerKind>,
+    /// With --once: only scenarios whose description contains all of these words
+    #[arg(long, value_name = "WORDS", requires = "once")]
+    pub only: Option<String>,
+    /// With --once: leave the lab up when a scenario failed
+    #[arg(long, requires = "once")]
+    pub keep: bool,
+    /// Load onto real interfaces instead of the lab, once for each: --iface IN --iface OUT
+    #[arg(long, num_args = 1, requires = "config", value_name = "NAME")]
     pub iface: Vec<String>,
-    /// Configuration for real interfaces.
+    /// The daemon's configuration for real interfaces
     #[arg(long, requires = "iface", value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
 /// Runs the command.
-pub fn run(_root: &Path, _args: &Args) -> Result<()> {
-    bail!("the daemon is not there yet")
+pub fn run(root: &Path, args: &Args) -> Result<()> {
+    if !args.iface.is_empty() && args.iface.len() != 2 {
+        return Err(Usage("two interfaces are needed: --iface IN --iface OUT".to_owned()).into());
+    }
+    if !is_root() {
+        bail!("network namespaces, XDP and AF_XDP need root");
+    }
+    let object = prepare(root)?;
+    match &args.config {
+        Some(config) => real_interfaces(&args.iface, config, &object),
+        None if args.once => once(root, args, &object),
+        None => live::run(root, args.peer.unwrap_or_default(), &object),
+    }
+}
+
+/// Installs what is missing and builds; returns the XDP object.
+pub fn prepare(root: &Path) -> Result<PathBuf> {
+    let missing = setup::missing(root);
+    if !missing.is_empty() {
+        println!("run: missing {}; running setup first", missing.join(", "));
+        setup::run(root)?;
+    }
+    let object = step("build the XDP program", || ebpf::build(root))?;
+    step("build towpath", || {
+        let release = programs()?.ends_with("release");
+        let profile: &[&str] = if release { &["--release"] } else { &[] };
+        Cmd::line("cargo build --locked --quiet -p towpath -p xtask")
+            .args(profile)
+            .dir(root)
+            .show()
+    })?;
+    Ok(object)
+}
+
+/// Runs the daemon on the machine's own interfaces, in the foreground.
+fn real_interfaces(ifaces: &[String], config: &Path, object: &Path) -> Result<()> {
+    for iface in ifaces {
+        if !Path::new("/sys/class/net").join(iface).exists() {
+            return Err(Usage(format!("--iface {iface}: there is no such interface")).into());
+        }
+    }
+    let text = std::fs::read_to_string(config).map_err(|e| Usage(format!("{}: {e}", config.display())))?;
+    for iface in ifaces {
+        if !text.contains(&format!("\"{iface}\"")) {
+            return Err(Usage(format!(
+                "{}: [[gateway.port]] names no port {iface:?}, which --iface asks for",
+                config.display()
+            ))
+            .into());
+        }
+    }
+    let status = Cmd::new(programs()?.join("towpath"))
+        .args(["run", "--config"])
+        .arg(config)
+        .env("TOWPATH_BPF_OBJECT", object)
+        .status()?;
+    std::process::exit(status)
+}
+
+/// Every scenario once; an error when one failed.
+fn once(root: &Path, args: &Args, object: &Path) -> Result<()> {
+    let kinds = args
+        .peer
+        .map_or(vec![PeerKind::Kernel, PeerKind::Libipsec], |kind| vec![kind]);
+    let words: Vec<&str> = args
+        .only
+        .as_deref()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let wanted = |s: &Scenario| {
+        words
+            .iter()
+            .all(|w| s.title().to_lowercase().contains(&w.to_lowercase()))
+    };
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for kind in kinds {
+        let rows: Vec<Scenario> = scenario::matrix(kind).into_iter().filter(wanted).collect();
+        if !rows.is_empty() {
+            outcomes.extend(with_peer(root, kind, rows, object, args.keep)?);
+        }
+    }
+    table::print(&outcomes);
+    let failed = outcomes.iter().filter(|o| !o.passed()).count();
+    println!("{} scenarios, {failed} failed", outcomes.len());
+    match (outcomes.len(), failed) {
+        (0, _) => bail!("no scenario has all of these words: {}", words.join(" ")),
+        (_, 0) => Ok(()),
+        _ => bail!("{failed} scenario(s) failed"),
+    }
+}
+
+/// All `rows` with one kind of peer, in a lab of their own.
+fn with_peer(
+    root: &Path,
+    kind: PeerKind,
+    rows: Vec<Scenario>,
+    object: &Path,
+    keep: bool,
+) -> Result<Vec<Outcome>> {
+    let instance = "once".to_owned();
+    Lab::down_instance(root, &instance)?;
+    let options = Options {
+        instance: instance.clone(),
+        peer: kind,
+    };
+    let lab = step(&format!("lab up, peer {}", kind.name()), || {
+        Lab::up(root, &options)
+    })?;
+    let outcomes = in_lab(lab, rows, object);
+    let failed = outcomes.as_ref().map_or(true, |o| o.iter().any(|o| !o.passed()));
+    if keep && failed {
+        println!("the lab is left up: cargo xtask lab --instance {instance} status");
+    } else {
+        Lab::down_instance(root, &instance)?;
+    }
+    outcomes
+}
+
+fn in_lab(lab: Lab, rows: Vec<Scenario>, object: &Path) -> Result<Vec<Outcome>> {
+    let mut stack = step("towpath up, both terminals registered", || {
+        Stack::start(lab, object)
+    })?;
+    runner::start_servers(&mut stack)?;
+    let mut outcomes = Vec::new();
+    for row in rows {
+        let step = Step::new(row.title());
+        let outcome = runner::run(&stack, row, &|text| step.note(text));
+        if outcome.passed() {
+            step.done(
+                outcome
+                    .verdicts
+                    .iter()
+                    .flatten()
+                    .take(2)
+                    .flatten()
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            );
+        } else {
+            step.failed(outcome.complaints().join("; "));
+            // What follows is judged on a fresh start.
+            let _ = stack.lab.peer().forget();
+            let dead = stack.dead().map(|p| p.name.clone());
+            if let Some(name) = dead {
+                eprintln!("{name} ended; its last words:\n{}", stack.tail(&name, 15));
+            }
+            let lab = stack.stop();
+            stack = Stack::start(lab, object).context("restarting after a failed scenario")?;
+        }
+        outcomes.push(outcome);
+    }
+    stack.stop();
+    Ok(outcomes)
 }

@@ -1,0 +1,347 @@
+//! Towpath itself in the lab: the daemon at the gateway, an agent at each terminal, two subscribers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::judge::{RESERVED_SPI, keys_of_log};
+use super::scenario::Class;
+use crate::lab::state::{Process, wait_for};
+use crate::lab::{Family, Lab, Mode, Node, psk};
+use crate::sh::Cmd;
+
+/// How long a command of ours may take.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// The folder of this build's programs.
+pub fn programs() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().context("a program has a folder")?;
+    // A test runs from `deps`, beside which the programs are.
+    let dir = if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    };
+    Ok(dir.to_owned())
+}
+
+/// A running Towpath.
+#[derive(Debug)]
+pub struct Stack {
+    /// The lab it runs in.
+    pub lab: Lab,
+    dir: PathBuf,
+    towpath: PathBuf,
+    xdp_object: PathBuf,
+    daemon: Option<Process>,
+    agents: Vec<Process>,
+    secrets: Vec<Vec<u8>>,
+}
+
+impl Stack {
+    /// Starts everything in `lab`; both terminals are registered when this returns.
+    pub fn start(lab: Lab, xdp_object: &Path) -> Result<Self> {
+        let dir = lab.dir().join("towpath");
+        let _ = fs::remove_dir_all(&dir);
+        let _ = fs::remove_dir_all(lab.pin_dir());
+        fs::create_dir_all(&dir)?;
+        let mut stack = Self {
+            lab,
+            dir,
+            towpath: programs()?.join("towpath"),
+            xdp_object: xdp_object.to_owned(),
+            daemon: None,
+            agents: vec![],
+            secrets: vec![],
+        };
+        stack.write_private("store.key", &hex(&random()?))?;
+        stack.write_private("gw.toml", &stack.gateway_config())?;
+        stack.start_daemon()?;
+        for terminal in [Node::Ta, Node::Tb] {
+            stack.provision(terminal)?;
+            stack.start_agent(terminal)?;
+        }
+        stack.wait_registered()?;
+        Ok(stack)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
+
+    fn write_private(&self, file: &str, text: &str) -> Result<()> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.path(file);
+        let _ = fs::remove_file(&path);
+        let mut out = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        out.write_all(text.as_bytes())
+            .with_context(|| path.display().to_string())
+    }
+
+    fn gateway_config(&self) -> String {
+        let ports: String = [(Node::Ta, "access"), (Node::Tb, "access"), (Node::Peer, "core")]
+            .map(|(node, role)| {
+                format!(
+                    "[[gateway.port]]\nname = \"{}\"\nrole = \"{role}\"\n\n",
+                    node.gateway_port()
+                )
+            })
+            .concat();
+        format!(
+            "roles = [\"gateway\", \"keyserver\", \"registry\"]\n\n[gateway]\npin_dir = {pins:?}\n\
+             bpf_object = {object:?}\nreserved_spi = {RESERVED_SPI}\n\n{ports}[store]\npath = {store:?}\n\
+             kek_file = {kek:?}\n\n[admin]\nsocket = {socket:?}\n\n[debug]\nkey_log = {keys:?}\n",
+            pins = self.lab.pin_dir(),
+            object = self.xdp_object,
+            store = self.path("towpath.redb"),
+            kek = self.path("store.key"),
+            socket = self.socket(),
+            keys = self.path("gw.keys"),
+        )
+    }
+
+    /// The admin socket. Not in the lab's folder: a socket's path is short.
+    fn socket(&self) -> PathBuf {
+        PathBuf::from(format!("/run/{}.admin", self.lab.net().namespace(Node::Gw)))
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let _ = fs::remove_file(self.socket());
+        let cmd = Cmd::new(&self.towpath)
+            .args(["run", "--config"])
+            .arg(self.path("gw.toml"));
+        let process = self.lab.spawn(Node::Gw, "towpath", &cmd)?;
+        self.daemon = Some(process.clone());
+        let answers = || self.cli(&["status"]).is_ok() || !process.alive();
+        if !wait_for(Duration::from_secs(20), answers) || !process.alive() {
+            bail!("the daemon did not start; its log:\n{}", self.tail("towpath", 30));
+        }
+        Ok(())
+    }
+
+    /// Kills the daemon without warning.
+    pub fn kill_daemon(&mut self) {
+        if let Some(process) = self.daemon.take() {
+            process.signal(nix::sys::signal::Signal::SIGKILL);
+            wait_for(Duration::from_secs(3), || !process.alive());
+        }
+    }
+
+    /// The processes that must stay alive.
+    pub fn dead(&self) -> Option<&Process> {
+        self.daemon.iter().chain(&self.agents).find(|p| !p.alive())
+    }
+
+    /// Runs a command of the command line against the daemon and reads its JSON.
+    pub fn cli(&self, args: &[&str]) -> Result<Value> {
+        let cmd = Cmd::new(&self.towpath)
+            .args(args)
+            .args(["--json", "--config"])
+            .arg(self.path("gw.toml"));
+        let out = self.lab.exec(Node::Gw, &cmd, LIMIT)?;
+        if !out.ok() {
+            bail!(
+                "towpath {} ended with status {:?}: {}",
+                args.join(" "),
+                out.code,
+                out.all()
+            );
+        }
+        serde_json::from_str(&out.stdout)
+            .with_context(|| format!("towpath {}: {}", args.join(" "), out.stdout))
+    }
+
+    /// A log's last lines.
+    pub fn tail(&self, name: &str, lines: usize) -> String {
+        let text = fs::read(self.lab.log_file(name)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// Adds a subscriber and writes its terminal's configuration.
+    fn provision(&mut self, terminal: Node) -> Result<()> {
+        let ksub = random()?;
+        let record = self.record(terminal, &ksub);
+        let file = format!("{}.subscriber.json", terminal.name());
+        self.write_private(&file, &serde_json::to_string_pretty(&record)?)?;
+        let file = self.path(&file).display().to_string();
+        self.cli(&["subscriber", "import", &file])
+            .context("cannot add the subscriber")?;
+        let shown = self.cli(&["subscriber", "show", terminal.name()])?;
+        let handle = find(&shown, "handle").with_context(|| format!("no handle in {shown}"))?;
+        let handle = handle
+            .as_u64()
+            .with_context(|| format!("handle {handle} is no number"))?;
+        self.write_private(
+            &format!("{}.toml", terminal.name()),
+            &self.terminal_config(terminal, handle, &ksub),
+        )?;
+        self.secrets.push(ksub);
+        self.secrets.push(psk(terminal).into_bytes());
+        Ok(())
+    }
+
+    fn record(&self, terminal: Node, ksub: &[u8]) -> Value {
+        let other = if terminal == Node::Ta { Node::Tb } else { Node::Ta };
+        let class = if terminal == crate::proof::scenario::Scenario::terminal_of(Class::Full) {
+            "full"
+        } else {
+            "none"
+        };
+        let mode = if self.lab.peer_kind().mode() == Mode::Transport {
+            "transport"
+        } else {
+            "tunnel"
+        };
+        let policy = |peer: Node, family: Family, class: &str, mode: &str| {
+            json!({
+                "peer": format!("{}/{}", peer.addr(family), family.host_bits()),
+                "local_id": terminal.identity(),
+                "remote_id": peer.identity(),
+                "ike_proposals":
+                    ["aes256gcm16-prfsha256-x25519", "aes256-sha256-ecp256", "aes128-sha256-modp2048"],
+                "esp_suites": ["aes256gcm16", "aes256-sha256", "aes128gcm16"],
+                "mode": mode,
+                "class": class,
+                "psk": if peer == Node::Peer { psk(terminal) } else { psk(Node::Ta) },
+            })
+        };
+        let peers: Vec<Value> = Family::ALL
+            .iter()
+            .flat_map(|f| {
+                [
+                    policy(Node::Peer, *f, class, mode),
+                    policy(other, *f, "full", "transport"),
+                ]
+            })
+            .collect();
+        let addresses: Vec<String> = Family::ALL
+            .iter()
+            .map(|f| format!("{}/{}", terminal.addr(*f), f.host_bits()))
+            .collect();
+        json!({
+            "name": terminal.name(),
+            "operator": "lab",
+            "identification": { "nai": terminal.identity() },
+            "addresses": addresses,
+            "ksub": hex(ksub),
+            "peers": peers,
+        })
+    }
+
+    fn terminal_config(&self, terminal: Node, handle: u64, ksub: &[u8]) -> String {
+        let name = terminal.name();
+        let other = if terminal == Node::Ta { Node::Tb } else { Node::Ta };
+        let policies: String = [Node::Peer, other]
+            .iter()
+            .flat_map(|peer| Family::ALL.map(|f| (peer.addr(f), f.host_bits())))
+            .map(|(peer, bits)| format!("\n[[policy]]\npeer = \"{peer}/{bits}\"\naction = \"protect\"\n"))
+            .collect();
+        let addresses = Family::ALL
+            .map(|f| format!("{:?}", terminal.addr(f).to_string()))
+            .join(", ");
+        format!(
+            "name = \"{name}\"\nhandle = {handle}\nksub = \"{}\"\ninterface = \"eth0\"\naddresses = [{addresses}]\n\
+             reserved_spi = {RESERVED_SPI}\nstate_file = {:?}\ncontrol_socket = {:?}\ndebug_key_log = {:?}\n{policies}",
+            hex(ksub),
+            self.path(&format!("{name}.state")),
+            format!("/run/{}.terminal", self.lab.net().namespace(terminal)),
+            self.path(&format!("{name}.keys")),
+        )
+    }
+
+    fn start_agent(&mut self, terminal: Node) -> Result<()> {
+        let config = self.path(&format!("{}.toml", terminal.name()));
+        let cmd = Cmd::new(&self.towpath).args(["terminal", "--config"]).arg(config);
+        let process = self
+            .lab
+            .spawn(terminal, &format!("terminal-{}", terminal.name()), &cmd)?;
+        self.agents.push(process);
+        Ok(())
+    }
+
+    /// Waits until both terminals are registered.
+    pub fn wait_registered(&self) -> Result<()> {
+        let registered = || {
+            self.cli(&["status"])
+                .ok()
+                .and_then(|s| find(&s, "registered")?.as_u64())
+                == Some(2)
+        };
+        if wait_for(Duration::from_secs(15), || registered() || self.dead().is_some())
+            && self.dead().is_none()
+        {
+            return Ok(());
+        }
+        bail!(
+            "the terminals did not register.\ndaemon:\n{}\nterminal A:\n{}\nterminal B:\n{}",
+            self.tail("towpath", 20),
+            self.tail("terminal-ta", 20),
+            self.tail("terminal-tb", 20)
+        )
+    }
+
+    /// The ESP SAs the daemon serves.
+    pub fn sas(&self) -> Result<Vec<Value>> {
+        match self.cli(&["sa", "list"])? {
+            Value::Array(sas) => Ok(sas),
+            Value::Object(map) => Ok(map
+                .into_iter()
+                .find_map(|(_, v)| v.as_array().cloned())
+                .unwrap_or_default()),
+            other => bail!("towpath sa list: {other}"),
+        }
+    }
+
+    /// Every key known: what daemon and terminals logged, subscriber keys, pre-shared keys.
+    pub fn known_keys(&self) -> Vec<Vec<u8>> {
+        let mut keys = self.secrets.clone();
+        for file in ["gw.keys", "ta.keys", "tb.keys"] {
+            keys.extend(keys_of_log(
+                &fs::read_to_string(self.path(file)).unwrap_or_default(),
+            ));
+        }
+        keys
+    }
+
+    /// Ends Towpath and hands the lab back.
+    pub fn stop(self) -> Lab {
+        for process in self.agents.iter().chain(&self.daemon) {
+            process.end(Duration::from_secs(3));
+        }
+        let _ = fs::remove_dir_all(self.lab.pin_dir());
+        let _ = fs::remove_file(self.socket());
+        self.lab
+    }
+}
+
+/// The value of the first key of this name, at any depth.
+pub fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|v| find(v, key))),
+        Value::Array(items) => items.iter().find_map(|v| find(v, key)),
+        _ => None,
+    }
+}
+
+fn random() -> Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = vec![0; 32];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
