@@ -1,0 +1,160 @@
+//! One sealed datagram: clear header, ciphertext, tag (AES-256-GCM, the header authenticated with it).
+
+use core::fmt;
+
+use aes_gcm::aead::AeadInOut;
+use aes_gcm::{Aes256Gcm, KeyInit};
+use towpath_base::DropReason;
+
+use crate::codec::Writer;
+use crate::message::{HEADER_LEN, Header, peek};
+
+/// Length of the GCM tag.
+pub(crate) const TAG_LEN: usize = 16;
+/// Longest body: a key transfer with every selector in IPv6.
+pub const MAX_BODY: usize = 576;
+/// Longest datagram.
+pub const MAX_DATAGRAM: usize = HEADER_LEN + MAX_BODY + TAG_LEN;
+
+/// First four bytes of the nonce: which key, which direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Purpose {
+    RegistrationT2n = 1,
+    RegistrationN2t = 2,
+    SessionT2n = 3,
+    SessionN2t = 4,
+}
+
+/// A datagram ready to be framed and sent.
+#[derive(Clone)]
+pub struct SealedDatagram {
+    bytes: [u8; MAX_DATAGRAM],
+    len: usize,
+}
+
+impl SealedDatagram {
+    /// The datagram.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
+impl AsRef<[u8]> for SealedDatagram {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl fmt::Debug for SealedDatagram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealedDatagram({} bytes)", self.len)
+    }
+}
+
+/// A decrypted body; zeroized on drop, for it may hold keys.
+pub(crate) struct Body {
+    bytes: [u8; MAX_BODY],
+    len: usize,
+}
+
+impl Body {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.bytes);
+    }
+}
+
+/// The message cannot be sent: it is longer than [`MAX_BODY`], its parts contradict each other, or the counter
+/// is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsealable;
+
+impl fmt::Display for Unsealable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("message too long or inconsistent, or the counter is used up")
+    }
+}
+
+impl core::error::Error for Unsealable {}
+
+/// An AES-256-GCM key and what it is for.
+pub(crate) struct SealingKey {
+    aead: Aes256Gcm,
+    purpose: Purpose,
+}
+
+type Nonce = aes_gcm::aead::array::Array<u8, aes_gcm::aead::consts::U12>;
+type Tag = aes_gcm::aead::array::Array<u8, aes_gcm::aead::consts::U16>;
+
+impl SealingKey {
+    pub(crate) fn new(key: &[u8; 32], purpose: Purpose) -> Self {
+        Self {
+            aead: Aes256Gcm::new(key.into()),
+            purpose,
+        }
+    }
+
+    fn nonce(&self, counter: u64) -> Nonce {
+        let mut nonce = Nonce::default();
+        let purpose = (self.purpose as u32).to_be_bytes();
+        let counter = counter.to_be_bytes();
+        nonce
+            .iter_mut()
+            .zip(purpose.iter().chain(&counter))
+            .for_each(|(to, from)| *to = *from);
+        nonce
+    }
+
+    /// Seals what `write` writes. The caller never uses a counter twice.
+    pub(crate) fn seal(
+        &self,
+        header: &Header,
+        write: impl FnOnce(&mut Writer<'_>) -> Option<()>,
+    ) -> Result<SealedDatagram, Unsealable> {
+        let mut datagram = SealedDatagram {
+            bytes: [0; MAX_DATAGRAM],
+            len: 0,
+        };
+        let aad = header.encode();
+        let (front, rest) = datagram
+            .bytes
+            .split_first_chunk_mut::<HEADER_LEN>()
+            .ok_or(Unsealable)?;
+        *front = aad;
+        let mut writer = Writer::new(rest.get_mut(..MAX_BODY).ok_or(Unsealable)?);
+        write(&mut writer).ok_or(Unsealable)?;
+        let len = writer.len();
+        let (body, tail) = rest.split_at_mut_checked(len).ok_or(Unsealable)?;
+        let sealed = self
+            .aead
+            .encrypt_inout_detached(&self.nonce(header.counter), &aad, body.into());
+        let tag = sealed.map_err(|_| Unsealable)?;
+        tail.iter_mut().zip(tag.iter()).for_each(|(to, from)| *to = *from);
+        datagram.len = HEADER_LEN + len + TAG_LEN;
+        Ok(datagram)
+    }
+
+    /// Authenticates and decrypts. The caller checks the counter.
+    pub(crate) fn open(&self, datagram: &[u8]) -> Result<(Header, Body), DropReason> {
+        let header = peek(datagram)?;
+        let malformed = DropReason::KeyxMalformed;
+        let (aad, sealed) = datagram.split_first_chunk::<HEADER_LEN>().ok_or(malformed)?;
+        let (ciphertext, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(malformed)?;
+        let mut body = Body {
+            bytes: [0; MAX_BODY],
+            len: ciphertext.len(),
+        };
+        let plain = body.bytes.get_mut(..ciphertext.len()).ok_or(malformed)?;
+        plain.copy_from_slice(ciphertext);
+        self.aead
+            .decrypt_inout_detached(&self.nonce(header.counter), aad, plain.into(), &Tag::from(*tag))
+            .map_err(|_| DropReason::KeyxForged)?;
+        Ok((header, body))
+    }
+}
