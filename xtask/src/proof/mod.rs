@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use self::runner::Outcome;
 use self::scenario::Scenario;
 use self::stack::{Stack, programs};
-use crate::lab::{Lab, Options, PeerKind};
+use crate::lab::{Lab, Node, Options, PeerKind};
 use crate::sh::{Cmd, Usage, is_root};
 use crate::ui::{Step, step};
 use crate::{ebpf, setup};
@@ -169,7 +169,9 @@ fn in_lab(lab: Lab, rows: Vec<Scenario>, object: &Path) -> Result<Vec<Outcome>> 
     let mut stack = step("towpath up, both terminals registered", || {
         Stack::start(lab, object)
     })?;
-    runner::start_servers(&mut stack)?;
+    for node in [Node::Tb, Node::Peer] {
+        runner::start_server(&mut stack.lab, node)?;
+    }
     let mut outcomes = Vec::new();
     for row in rows {
         let step = Step::new(row.title());

@@ -8,7 +8,7 @@ use super::judge::{self, Expectation, KeySearch};
 use super::scenario::{Class, Scenario, Starter};
 use super::stack::{Stack, find, programs};
 use crate::lab::state::wait_for;
-use crate::lab::{Capture, ChildSa, Conn, IkeSa, Node, PeerKind, Suite, net};
+use crate::lab::{Capture, ChildSa, Conn, IkeSa, Lab, Node, PeerKind, Suite, net};
 use crate::pump;
 use crate::sh::Cmd;
 
@@ -61,23 +61,29 @@ impl Outcome {
     }
 }
 
-/// Starts the transfer servers at every node that others send to.
-pub fn start_servers(stack: &mut Stack) -> Result<()> {
+/// Starts the transfer server at a node.
+pub fn start_server(lab: &mut Lab, node: Node) -> Result<()> {
     let xtask = programs()?.join("xtask");
-    let serve = Cmd::new(&xtask).args(["pump", "serve"]);
-    stack.lab.spawn(Node::Tb, "pump-tb", &serve)?;
-    if stack.lab.peer_kind() == PeerKind::Libipsec {
-        stack.lab.spawn(Node::Peer, "pump-peer", &serve)?;
-        return Ok(());
+    if node != Node::Peer || lab.peer_kind() == PeerKind::Libipsec {
+        let name = format!("pump-{}", node.name());
+        lab.spawn(node, &name, &Cmd::new(&xtask).args(["pump", "serve"]))?;
+        let log = lab.log_file(&name);
+        let ready = || std::fs::read_to_string(&log).is_ok_and(|t| t.contains("ready"));
+        return if wait_for(Duration::from_secs(5), ready) {
+            Ok(())
+        } else {
+            bail!("no transfer server at {name}")
+        };
     }
-    let script = format!(
-        "setsid {} pump serve >/run/pump.log 2>&1 </dev/null & sleep 0.3; cat /run/pump.log",
+    let serve = format!(
+        "setsid {} pump serve >/run/pump.log 2>&1 </dev/null &",
         xtask.display()
     );
-    let out = stack
-        .lab
-        .exec(Node::Peer, &Cmd::new(script), Duration::from_secs(10))?;
-    if out.stdout.contains("ready") {
+    let script = format!(
+        "{serve} for i in {{1..100}}; do grep -q ready /run/pump.log && exit 0; sleep .05; done; exit 1"
+    );
+    let out = lab.exec(node, &Cmd::new(script), Duration::from_secs(10))?;
+    if out.ok() {
         Ok(())
     } else {
         bail!("no transfer server in the guest: {}", out.all())
