@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -177,6 +177,18 @@ impl Cmd {
             .status()
             .with_context(|| format!("cannot start `{}`", self.shown()))?;
         Ok(status.code().unwrap_or(255))
+    }
+
+    /// Starts with standard output as a pipe, the rest closed; the caller ends it.
+    pub fn piped(&self) -> Result<Child> {
+        let mut command = self.command();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        command
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", self.shown()))
     }
 
     /// Starts in the background, in a process group of its own, both streams into `log`.

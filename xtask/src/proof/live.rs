@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -116,7 +116,7 @@ fn traffic(stack: &Stack, family: Family) {
     }
 }
 
-/// The daemon's and the agent's log lines as they come.
+/// The daemon's events and the agent's log lines as they come.
 struct Events {
     lines: mpsc::Receiver<(&'static str, String)>,
     followers: Vec<Child>,
@@ -126,14 +126,11 @@ impl Events {
     fn follow(stack: &Stack) -> Result<Self> {
         let (sender, lines) = mpsc::channel();
         let mut followers = Vec::new();
-        for (name, label) in [("towpath", "network"), ("terminal-ta", "terminal")] {
-            let mut child = std::process::Command::new("tail")
-                .args(["-n", "+1", "-F"])
-                .arg(stack.lab.log_file(name))
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .context("cannot start tail")?;
+        let agent = Cmd::new("tail")
+            .args(["-n", "+1", "-F"])
+            .arg(stack.lab.log_file("terminal-ta"));
+        for (cmd, label) in [(stack.events(), "network"), (agent, "terminal")] {
+            let mut child = cmd.piped()?;
             if let Some(out) = child.stdout.take() {
                 let sender = sender.clone();
                 std::thread::spawn(move || {

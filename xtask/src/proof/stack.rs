@@ -232,7 +232,6 @@ impl Stack {
             .collect();
         json!({
             "name": terminal.name(),
-            "operator": "lab",
             "identification": { "nai": terminal.identity() },
             "addresses": addresses,
             "ksub": hex(ksub),
@@ -290,6 +289,14 @@ impl Stack {
             self.tail("terminal-ta", 20),
             self.tail("terminal-tb", 20)
         )
+    }
+
+    /// A command that follows the daemon's events, one line each.
+    pub fn events(&self) -> Cmd {
+        let cmd = Cmd::new(&self.towpath)
+            .args(["events", "--config"])
+            .arg(self.path("gw.toml"));
+        self.lab.net().inside(Node::Gw, cmd)
     }
 
     /// The ESP SAs the daemon serves.
