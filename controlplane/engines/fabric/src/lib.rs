@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -90,7 +91,7 @@ pub enum FromKeyserver {
         sealed: Vec<u8>,
     },
     /// An SA the gateway now has to serve.
-    Install(GatewaySa),
+    Install(Box<GatewaySa>),
     /// An SA that ended.
     Remove {
         /// Subscriber.
@@ -315,7 +316,7 @@ mod tests {
     fn install() -> FromKeyserver {
         let (local, remote) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let keys = EspKeys::split(EspSuite::Aes128Gcm16, &[7; 20]).unwrap();
-        FromKeyserver::Install(GatewaySa {
+        FromKeyserver::Install(Box::new(GatewaySa {
             subscriber: SubscriberHandle(1),
             local,
             remote,
@@ -340,7 +341,7 @@ mod tests {
                 segment_in: keys.clone(),
                 segment_out: keys,
             },
-        })
+        }))
     }
 
     #[test]

@@ -11,17 +11,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use towpath_base::profile::Subscriber;
-use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
+use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_common::wire::PORT_IKE;
 use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, GatewaySa, ToKeyserver, ToRegistry};
 use towpath_keyx::frame::{self, ReservedSpi};
-use towpath_keyx::message::{self, MessageType};
+use towpath_keyx::message::{self, Header, MessageType};
 
 use crate::datagram;
-use crate::datapath::SaKey;
+use crate::datapath::{Notice, SaKey};
 use crate::limiter::Limiter;
+
+/// A terminal is told at most this often that its SAs are unknown here.
+const HINT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the process around [`Control`] has to do.
 #[derive(Debug)]
@@ -69,7 +73,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { sealed_per_second: 20, sealed_burst: 50 }
+        Self {
+            sealed_per_second: 20,
+            sealed_burst: 50,
+        }
     }
 }
 
@@ -82,6 +89,7 @@ struct Served {
 pub struct Control {
     reserved: ReservedSpi,
     limiter: Limiter,
+    hints: Limiter,
     served: HashMap<SubscriberHandle, Served>,
     /// Registered addresses, and the host addresses of fixed attachments.
     by_address: HashMap<IpAddr, SubscriberHandle>,
@@ -94,6 +102,7 @@ impl Control {
         Self {
             reserved,
             limiter: Limiter::new(limits.sealed_per_second, limits.sealed_burst),
+            hints: Limiter::every(HINT_INTERVAL),
             served: HashMap::new(),
             by_address: HashMap::new(),
             outputs: VecDeque::new(),
@@ -107,7 +116,9 @@ impl Control {
 
     /// Subscribers served now, with the addresses they registered.
     pub fn served(&self) -> impl Iterator<Item = (&Subscriber, &[IpAddr])> {
-        self.served.values().map(|served| (&served.subscriber, served.addresses.as_slice()))
+        self.served
+            .values()
+            .map(|served| (&served.subscriber, served.addresses.as_slice()))
     }
 
     /// A diverted packet that is not ESP or AH: IKE, or a sealed message. `packet` starts at the IP header;
@@ -141,8 +152,13 @@ impl Control {
     fn handle_sealed(&mut self, datagram: Datagram) -> Result<(), DropReason> {
         let header = message::peek(&datagram.payload)?;
         let output = match header.message_type {
-            MessageType::Register | MessageType::Deregister => Output::ToRegistry(ToRegistry::Register { datagram }),
-            _ => Output::ToKeyserver(ToKeyserver::FromTerminal { subscriber: header.subscriber, datagram }),
+            MessageType::Register | MessageType::Deregister => {
+                Output::ToRegistry(ToRegistry::Register { datagram })
+            }
+            _ => Output::ToKeyserver(ToKeyserver::FromTerminal {
+                subscriber: header.subscriber,
+                datagram,
+            }),
         };
         self.outputs.push_back(output);
         Ok(())
@@ -150,12 +166,20 @@ impl Control {
 
     /// (b): an IKE message for a terminal served here. One *from* a served terminal is not ours to
     /// negotiate; the classifier does not divert it, so whoever sends it here made it up.
-    fn handle_ike(&mut self, subscriber: Option<SubscriberHandle>, datagram: Datagram) -> Result<(), DropReason> {
+    fn handle_ike(
+        &mut self,
+        subscriber: Option<SubscriberHandle>,
+        datagram: Datagram,
+    ) -> Result<(), DropReason> {
         let subscriber = subscriber
             .filter(|handle| self.served.contains_key(handle))
             .or_else(|| self.by_address.get(&datagram.destination.ip()).copied())
             .ok_or(DropReason::NotServed)?;
-        self.outputs.push_back(Output::ToKeyserver(ToKeyserver::IkeFromPeer { subscriber, datagram }));
+        self.outputs
+            .push_back(Output::ToKeyserver(ToKeyserver::IkeFromPeer {
+                subscriber,
+                datagram,
+            }));
         Ok(())
     }
 
@@ -166,11 +190,22 @@ impl Control {
                 Some(output) => output,
                 None => return,
             },
-            FromKeyserver::KeyToTerminal { terminal, sealed, .. } => self.to_terminal(terminal, PORT_IKE, &sealed),
-            FromKeyserver::Install(sa) => Output::Install(Box::new(sa)),
-            FromKeyserver::Remove { local, remote, spi_in, spi_out, .. } => {
-                Output::Remove(SaKey { local, remote, spi_in, spi_out })
+            FromKeyserver::KeyToTerminal { terminal, sealed, .. } => {
+                self.to_terminal(terminal, PORT_IKE, &sealed)
             }
+            FromKeyserver::Install(sa) => Output::Install(sa),
+            FromKeyserver::Remove {
+                local,
+                remote,
+                spi_in,
+                spi_out,
+                ..
+            } => Output::Remove(SaKey {
+                local,
+                remote,
+                spi_in,
+                spi_out,
+            }),
             FromKeyserver::Refused(code) => match code.reason() {
                 Some(reason) => Output::Count(reason),
                 None => return,
@@ -184,7 +219,10 @@ impl Control {
     /// from its peer (K10), never on the wire.
     fn route_ike(&self, datagram: Datagram) -> Option<Output> {
         match self.by_address.get(&datagram.destination.ip()) {
-            Some(&subscriber) => Some(Output::ToKeyserver(ToKeyserver::IkeFromPeer { subscriber, datagram })),
+            Some(&subscriber) => Some(Output::ToKeyserver(ToKeyserver::IkeFromPeer {
+                subscriber,
+                datagram,
+            })),
             None => datagram::build(&datagram).map(Output::Transmit),
         }
     }
@@ -199,7 +237,10 @@ impl Control {
     /// A message of the registry that is meant for gateways.
     pub fn handle_registry(&mut self, message: FromRegistry) {
         match message {
-            FromRegistry::Grant { subscriber, addresses } => self.grant(subscriber, addresses),
+            FromRegistry::Grant {
+                subscriber,
+                addresses,
+            } => self.grant(subscriber, addresses),
             FromRegistry::Withdraw { subscriber } => self.withdraw(subscriber),
             FromRegistry::Answer { terminal, sealed } => {
                 let output = self.to_terminal(terminal.ip(), terminal.port(), &sealed);
@@ -210,22 +251,38 @@ impl Control {
             }
             FromRegistry::Event(event) => self.outputs.push_back(Output::Event(event)),
             // Meant for the keyserver.
-            FromRegistry::Session(_) | FromRegistry::SessionEnded { .. } | FromRegistry::Credential { .. } => {}
+            FromRegistry::Session(_)
+            | FromRegistry::SessionEnded { .. }
+            | FromRegistry::Credential { .. } => {}
         }
     }
 
     fn grant(&mut self, subscriber: Subscriber, addresses: Vec<IpAddr>) {
         let handle = subscriber.handle;
         self.by_address.retain(|_, owner| *owner != handle);
-        let provisioned = subscriber.addresses.iter().filter(|prefix| prefix.is_host()).map(|host| host.address());
-        let own: Vec<IpAddr> =
-            if addresses.is_empty() { provisioned.collect() } else { addresses.clone() };
-        self.by_address.extend(own.into_iter().map(|address| (address, handle)));
+        let provisioned = subscriber
+            .addresses
+            .iter()
+            .filter(|prefix| prefix.is_host())
+            .map(|host| host.address());
+        let own: Vec<IpAddr> = if addresses.is_empty() {
+            provisioned.collect()
+        } else {
+            addresses.clone()
+        };
+        self.by_address
+            .extend(own.into_iter().map(|address| (address, handle)));
         self.outputs.push_back(Output::Serve {
             subscriber: Box::new(subscriber.clone()),
             addresses: addresses.clone(),
         });
-        self.served.insert(handle, Served { subscriber, addresses });
+        self.served.insert(
+            handle,
+            Served {
+                subscriber,
+                addresses,
+            },
+        );
     }
 
     fn withdraw(&mut self, handle: SubscriberHandle) {
@@ -235,8 +292,39 @@ impl Control {
         }
     }
 
-    /// A worker saw an SA reach a limit.
-    pub fn handle_expiring(&mut self, subscriber: SubscriberHandle, spi_in: Spi, hard: bool) {
-        self.outputs.push_back(Output::ToKeyserver(ToKeyserver::Expiring { subscriber, spi_in, hard }));
+    /// Something a worker noticed.
+    pub fn handle_notice(&mut self, now: Instant, notice: Notice) {
+        match notice {
+            Notice::Expiring {
+                subscriber,
+                spi_in,
+                hard,
+            } => {
+                self.outputs.push_back(Output::ToKeyserver(ToKeyserver::Expiring {
+                    subscriber,
+                    spi_in,
+                    hard,
+                }));
+            }
+            Notice::UnknownSa { terminal } => self.hint(now, terminal),
+        }
+    }
+
+    /// The terminal uses keys the network has forgotten (this process is younger than the SA). A hint makes
+    /// it register again and ask anew, long before a dead-peer timeout would; it proves nothing, so the
+    /// terminal limits how often it follows one.
+    fn hint(&mut self, now: Instant, terminal: IpAddr) {
+        if let Some(&subscriber) = self.by_address.get(&terminal)
+            && self.hints.allow(now, terminal)
+        {
+            // It answers no datagram, hence counter 0.
+            let unknown = Header {
+                message_type: MessageType::ReRegister,
+                subscriber,
+                counter: 0,
+            };
+            let output = self.to_terminal(terminal, PORT_IKE, &message::re_register(&unknown));
+            self.outputs.push_back(output);
+        }
     }
 }

@@ -42,12 +42,14 @@ pub fn parse(packet: &[u8]) -> Result<Datagram, DropReason> {
 
 fn addresses(net: &NetSlice<'_>) -> Option<(IpAddr, IpAddr)> {
     match net {
-        NetSlice::Ipv4(v4) if !v4.header().is_fragmenting_payload() => {
-            Some((v4.header().source_addr().into(), v4.header().destination_addr().into()))
-        }
-        NetSlice::Ipv6(v6) if !v6.is_payload_fragmented() => {
-            Some((v6.header().source_addr().into(), v6.header().destination_addr().into()))
-        }
+        NetSlice::Ipv4(v4) if !v4.header().is_fragmenting_payload() => Some((
+            v4.header().source_addr().into(),
+            v4.header().destination_addr().into(),
+        )),
+        NetSlice::Ipv6(v6) if !v6.is_payload_fragmented() => Some((
+            v6.header().source_addr().into(),
+            v6.header().destination_addr().into(),
+        )),
         _ => None,
     }
 }
@@ -57,8 +59,12 @@ fn checksum_holds(source: IpAddr, destination: IpAddr, udp: &etherparse::UdpSlic
     let header = udp.to_header();
     let computed = match (source, destination) {
         (IpAddr::V4(_), IpAddr::V4(_)) if header.checksum == 0 => return true,
-        (IpAddr::V4(s), IpAddr::V4(d)) => header.calc_checksum_ipv4_raw(s.octets(), d.octets(), udp.payload()),
-        (IpAddr::V6(s), IpAddr::V6(d)) => header.calc_checksum_ipv6_raw(s.octets(), d.octets(), udp.payload()),
+        (IpAddr::V4(s), IpAddr::V4(d)) => {
+            header.calc_checksum_ipv4_raw(s.octets(), d.octets(), udp.payload())
+        }
+        (IpAddr::V6(s), IpAddr::V6(d)) => {
+            header.calc_checksum_ipv6_raw(s.octets(), d.octets(), udp.payload())
+        }
         _ => return false,
     };
     computed == Ok(header.checksum)

@@ -21,7 +21,6 @@ use towpath_fabric::{GatewayKeys, GatewaySa};
 use towpath_ipsec::bridge::{Bridge, LifetimeEvent};
 use towpath_ipsec::locate::{self, Located};
 
-
 /// Names one SA pair of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SaKey {
@@ -44,16 +43,27 @@ pub enum Disposition {
     Drop(DropReason),
 }
 
-/// An SA reached a limit: the control part wants to know, once per limit.
+/// Something the control part wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expiring {
-    /// Subscriber.
-    pub subscriber: SubscriberHandle,
-    /// SPI of packets the terminal receives.
-    pub spi_in: Spi,
-    /// True at the hard limit.
-    pub hard: bool,
+pub enum Notice {
+    /// An SA reached a limit; told once per limit.
+    Expiring {
+        /// Subscriber.
+        subscriber: SubscriberHandle,
+        /// SPI of packets the terminal receives.
+        spi_in: Spi,
+        /// True at the hard limit.
+        hard: bool,
+    },
+    /// A terminal sends on an SA this gateway was not given: a former process's, perhaps.
+    UnknownSa {
+        /// The terminal.
+        terminal: IpAddr,
+    },
 }
+
+/// Notices kept between two calls of [`Datapath::drain_notices`]; more are lost, and come again.
+const MAX_NOTICES: usize = 64;
 
 /// Packets and bytes of one SA pair so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,7 +94,7 @@ pub struct Datapath<P: EspProvider> {
     entries: Slab<Entry<P::Transform>>,
     to_peer: HashMap<(IpAddr, IpAddr, Spi), usize>,
     to_terminal: HashMap<(IpAddr, Spi), usize>,
-    expiring: Vec<Expiring>,
+    notices: Vec<Notice>,
     limit: usize,
 }
 
@@ -105,17 +115,26 @@ impl<P: EspProvider> Datapath<P> {
             entries: Slab::new(),
             to_peer: HashMap::default(),
             to_terminal: HashMap::default(),
-            expiring: Vec::with_capacity(64),
+            notices: Vec::with_capacity(MAX_NOTICES),
             limit,
         }
     }
 
     /// Adds an SA; one with the same addresses and SPIs is replaced.
     pub fn install(&mut self, now: Instant, sa: &GatewaySa) -> Result<(), InstallError> {
-        let key = SaKey { local: sa.local, remote: sa.remote, spi_in: sa.spi_in, spi_out: sa.spi_out };
+        let key = SaKey {
+            local: sa.local,
+            remote: sa.remote,
+            spi_in: sa.spi_in,
+            spi_out: sa.spi_out,
+        };
         let bridge = match &sa.keys {
             GatewayKeys::None => None,
-            GatewayKeys::Full { peer, segment_in, segment_out } => Some(
+            GatewayKeys::Full {
+                peer,
+                segment_in,
+                segment_out,
+            } => Some(
                 Bridge::new(&self.provider, now, peer, segment_in, segment_out).map_err(InstallError::Key)?,
             ),
         };
@@ -124,7 +143,12 @@ impl<P: EspProvider> Datapath<P> {
             return Err(InstallError::Full);
         }
         let counters = SaCounters::default();
-        let slot = self.entries.insert(Entry { subscriber: sa.subscriber, key, bridge, counters });
+        let slot = self.entries.insert(Entry {
+            subscriber: sa.subscriber,
+            key,
+            bridge,
+            counters,
+        });
         self.to_peer.insert((sa.local, sa.remote, sa.spi_out), slot);
         self.to_terminal.insert((sa.local, sa.spi_in), slot);
         Ok(())
@@ -139,12 +163,29 @@ impl<P: EspProvider> Datapath<P> {
 
     /// Every SA with its counters.
     pub fn counters(&self) -> impl Iterator<Item = (SubscriberHandle, SaKey, SaCounters)> {
-        self.entries.iter().map(|(_, entry)| (entry.subscriber, entry.key, entry.counters))
+        self.entries
+            .iter()
+            .map(|(_, entry)| (entry.subscriber, entry.key, entry.counters))
     }
 
-    /// SAs that reached a limit since the last call.
-    pub fn drain_expiring(&mut self) -> impl Iterator<Item = Expiring> {
-        self.expiring.drain(..)
+    /// What happened since the last call.
+    pub fn drain_notices(&mut self) -> impl Iterator<Item = Notice> {
+        self.notices.drain(..)
+    }
+
+    /// Notices limits in time on SAs that carry no packets. Call about once a second.
+    pub fn tick(&mut self, now: Instant) {
+        for (_, entry) in &mut self.entries {
+            if let Some(bridge) = &mut entry.bridge {
+                bridge.tick(now);
+                tell_limit(
+                    &mut self.notices,
+                    entry.subscriber,
+                    entry.key.spi_in,
+                    bridge.take_event(),
+                );
+            }
+        }
     }
 
     /// Works on one ESP (or UDP-encapsulated ESP) packet in place; `packet` starts at the IP header.
@@ -171,9 +212,17 @@ impl<P: EspProvider> Datapath<P> {
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
     ) -> Result<(), DropReason> {
-        let Located { source, destination, spi, .. } = locate::esp(packet.bytes())?;
-        if from_access && let Some(&slot) = self.to_peer.get(&(source, destination, spi)) {
-            self.through(slot, Direction::ToPeer, now, packet, rng)?;
+        let Located {
+            source,
+            destination,
+            spi,
+            ..
+        } = locate::esp(packet.bytes())?;
+        if from_access {
+            match self.to_peer.get(&(source, destination, spi)) {
+                Some(&slot) => self.through(slot, Direction::ToPeer, now, packet, rng)?,
+                None => tell(&mut self.notices, Notice::UnknownSa { terminal: source }),
+            }
         }
         if let Some(&slot) = self.to_terminal.get(&(destination, spi)) {
             self.through(slot, Direction::ToTerminal, now, packet, rng)?;
@@ -196,11 +245,12 @@ impl<P: EspProvider> Datapath<P> {
                 Direction::ToPeer => bridge.to_peer(now, packet, rng),
                 Direction::ToTerminal => bridge.to_terminal(now, packet, rng),
             };
-            if let Some(event) = bridge.take_event() {
-                let hard = event == LifetimeEvent::Hard;
-                let spi_in = entry.key.spi_in;
-                self.expiring.push(Expiring { subscriber: entry.subscriber, spi_in, hard });
-            }
+            tell_limit(
+                &mut self.notices,
+                entry.subscriber,
+                entry.key.spi_in,
+                bridge.take_event(),
+            );
             outcome.inspect_err(|_| entry.counters.refused += 1)?;
         }
         match direction {
@@ -221,6 +271,29 @@ impl<P: EspProvider> Datapath<P> {
 enum Direction {
     ToPeer,
     ToTerminal,
+}
+
+/// A notice that waits already, or finds no room, is not added: whatever caused it will cause it again.
+fn tell(notices: &mut Vec<Notice>, notice: Notice) {
+    if notices.len() < MAX_NOTICES && !notices.contains(&notice) {
+        notices.push(notice);
+    }
+}
+
+fn tell_limit(
+    notices: &mut Vec<Notice>,
+    subscriber: SubscriberHandle,
+    spi_in: Spi,
+    event: Option<LifetimeEvent>,
+) {
+    if let Some(event) = event {
+        // A limit is told once by the SA, so it must not get lost here; it is at most two per SA.
+        notices.push(Notice::Expiring {
+            subscriber,
+            spi_in,
+            hard: event == LifetimeEvent::Hard,
+        });
+    }
 }
 
 #[cfg(test)]
@@ -308,7 +381,12 @@ mod tests {
         let source = std::net::SocketAddr::new(source, 7000);
         let destination = std::net::SocketAddr::new(destination, 7001);
         let payload = (0..200).collect();
-        crate::datagram::build(&towpath_fabric::Datagram { source, destination, payload }).unwrap()
+        crate::datagram::build(&towpath_fabric::Datagram {
+            source,
+            destination,
+            payload,
+        })
+        .unwrap()
     }
 
     struct Frame {
@@ -321,7 +399,11 @@ mod tests {
         fn of(packet: &[u8]) -> Self {
             let mut buffer = [0; 2048];
             buffer[256..256 + packet.len()].copy_from_slice(packet);
-            Self { buffer, start: 256, len: packet.len() }
+            Self {
+                buffer,
+                start: 256,
+                len: packet.len(),
+            }
         }
 
         fn with<O>(&mut self, work: impl FnOnce(&mut PacketBuf<'_>) -> O) -> O {
@@ -338,7 +420,10 @@ mod tests {
 
     #[test]
     fn class_full_opens_one_segment_and_seals_the_other_both_ways() {
-        for (suite, v6) in EspSuite::ALL.iter().flat_map(|suite| [(*suite, false), (*suite, true)]) {
+        for (suite, v6) in EspSuite::ALL
+            .iter()
+            .flat_map(|suite| [(*suite, false), (*suite, true)])
+        {
             let [terminal, peer] = addresses(v6);
             let negotiated = child(suite, terminal, peer, SPI_IN, SPI_OUT);
             let segment = ChildSa {
@@ -353,13 +438,14 @@ mod tests {
             let original = plain(terminal, peer);
             let mut frame = Frame::of(&original);
             let mut terminal_out = OutboundSa::new(&SoftEsp, now, &segment).unwrap();
-            frame.with(|packet| terminal_out.seal(now, packet, &mut rng)).unwrap();
+            frame
+                .with(|packet| terminal_out.seal(now, packet, &mut rng))
+                .unwrap();
             let on_access = frame.bytes().to_vec();
             let disposition = frame.with(|packet| path.process(now, true, packet, &mut rng));
             assert_eq!(disposition, Disposition::Forward);
             assert_ne!(frame.bytes(), on_access);
-            let mut peer_in: InboundSa<_> =
-                InboundSa::new(&SoftEsp, now, &reversed(&negotiated)).unwrap();
+            let mut peer_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &reversed(&negotiated)).unwrap();
             frame.with(|packet| peer_in.open(now, packet)).unwrap();
             assert_eq!(frame.bytes(), original, "{suite} v6={v6}");
 
@@ -390,11 +476,20 @@ mod tests {
 
         let original = plain(a, b);
         let mut frame = Frame::of(&original);
-        let a_segment = ChildSa { keys_out: keys(suite, 4), ..negotiated.clone() };
+        let a_segment = ChildSa {
+            keys_out: keys(suite, 4),
+            ..negotiated.clone()
+        };
         let mut a_out = OutboundSa::new(&SoftEsp, now, &a_segment).unwrap();
         frame.with(|packet| a_out.seal(now, packet, &mut rng)).unwrap();
-        assert_eq!(frame.with(|packet| path.process(now, true, packet, &mut rng)), Disposition::Forward);
-        let b_segment = ChildSa { keys_in: keys(suite, 5), ..reversed(&negotiated) };
+        assert_eq!(
+            frame.with(|packet| path.process(now, true, packet, &mut rng)),
+            Disposition::Forward
+        );
+        let b_segment = ChildSa {
+            keys_in: keys(suite, 5),
+            ..reversed(&negotiated)
+        };
         let mut b_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &b_segment).unwrap();
         frame.with(|packet| b_in.open(now, packet)).unwrap();
         assert_eq!(frame.bytes(), original);
@@ -414,10 +509,16 @@ mod tests {
         let mut path = Datapath::new(SoftEsp, 8);
         for known in [false, true] {
             if known {
-                let sa = GatewaySa { keys: GatewayKeys::None, ..full(1, negotiated.clone(), 3, 4) };
+                let sa = GatewaySa {
+                    keys: GatewayKeys::None,
+                    ..full(1, negotiated.clone(), 3, 4)
+                };
                 path.install(now, &sa).unwrap();
             }
-            assert_eq!(sealed.with(|packet| path.process(now, true, packet, &mut rng)), Disposition::Forward);
+            assert_eq!(
+                sealed.with(|packet| path.process(now, true, packet, &mut rng)),
+                Disposition::Forward
+            );
             assert_eq!(sealed.bytes(), before);
         }
         assert_eq!(path.counters().next().unwrap().2.packets_to_peer, 1);
@@ -436,7 +537,10 @@ mod tests {
         let mut out = OutboundSa::new(&SoftEsp, now, &negotiated).unwrap();
         frame.with(|packet| out.seal(now, packet, &mut rng)).unwrap();
         let before = frame.bytes().to_vec();
-        assert_eq!(frame.with(|packet| path.process(now, false, packet, &mut rng)), Disposition::Forward);
+        assert_eq!(
+            frame.with(|packet| path.process(now, false, packet, &mut rng)),
+            Disposition::Forward
+        );
         assert_eq!(frame.bytes(), before);
         assert_eq!(
             frame.with(|packet| path.process(now, true, packet, &mut rng)),
@@ -450,13 +554,25 @@ mod tests {
         let [terminal, peer] = addresses(false);
         let now = Instant::from_secs(1);
         let mut path = Datapath::new(SoftEsp, 2);
-        let sa = |spi| full(1, child(EspSuite::Aes128Gcm16, terminal, peer, Spi(spi), Spi(spi + 1)), 3, 4);
+        let sa = |spi| {
+            full(
+                1,
+                child(EspSuite::Aes128Gcm16, terminal, peer, Spi(spi), Spi(spi + 1)),
+                3,
+                4,
+            )
+        };
         path.install(now, &sa(1000)).unwrap();
         path.install(now, &sa(2000)).unwrap();
         // The same one again replaces, another one does not fit.
         path.install(now, &sa(2000)).unwrap();
         assert_eq!(path.install(now, &sa(3000)), Err(InstallError::Full));
-        let key = SaKey { local: terminal, remote: peer, spi_in: Spi(1000), spi_out: Spi(1001) };
+        let key = SaKey {
+            local: terminal,
+            remote: peer,
+            spi_in: Spi(1000),
+            spi_out: Spi(1001),
+        };
         assert!(path.remove(&key).is_some());
         assert!(path.remove(&key).is_none());
         path.install(now, &sa(3000)).unwrap();

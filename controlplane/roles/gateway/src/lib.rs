@@ -5,11 +5,16 @@
 //! | [`control`] | where each message of the control path goes |
 //! | [`datapath`] | what becomes of each ESP packet |
 //! | [`datagram`] | UDP datagrams in and out of IP packets |
+//! | [`worker`] | the thread that moves the frames |
 //! | [`limiter`] | floods cost their source, not the others |
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod datagram;
 pub mod datapath;
 pub mod limiter;
+pub mod worker;
 
+pub use control::Control;
 pub use datapath::SaKey;
+pub use worker::Worker;

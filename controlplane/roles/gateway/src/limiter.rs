@@ -35,6 +35,15 @@ impl Limiter {
         }
     }
 
+    /// A limiter of one event per `interval`.
+    pub fn every(interval: Duration) -> Self {
+        Self {
+            interval,
+            burst: interval,
+            ..Self::new(1, 1)
+        }
+    }
+
     /// Whether one more event of `key` is within its limit; if so it is counted.
     pub fn allow(&mut self, now: Instant, key: impl Hash) -> bool {
         let index = self.seed.hash_one(key) as usize % BUCKETS;

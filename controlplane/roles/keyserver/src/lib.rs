@@ -1,1 +1,258 @@
-//! towpath-keyserver
+//! The keyserver: runs IKEv2 with peers in the terminals' names and hands the terminals the finished SAs
+//! (spec rows K5 to K7, K10, K13).
+//!
+//! ```text
+//!                 ┌──────────────────────── keyserver ─────────────────────────┐
+//!  ToKeyserver ──►│ message receiver ─► protocol controller ─► key generator   │
+//!  (gateway)      │  sessions, policy     IKE engine, pairs      adapters      │──► FromKeyserver (gateway)
+//!  FromRegistry ─►│                                                            │──► ToRegistry
+//!                 └─────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! **Architecture invariant:** a synchronous state machine. Messages and time go in through `handle_*`,
+//! messages come out of `poll_*`. It holds session keys, never a subscriber key; a credential lives here
+//! for the length of one IKE SA; ESP keys only until the gateway and the terminal have theirs.
+#![forbid(unsafe_code)]
+
+mod children;
+pub mod pairs;
+mod policy;
+mod requests;
+mod sessions;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use towpath_base::crypto::{KeyGenerator, Rng};
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, ToKeyserver, ToRegistry};
+use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
+use towpath_keyx::transfer::Backoff;
+
+use crate::pairs::{Child, PairKey, Pairs};
+use crate::sessions::Sessions;
+
+/// Limits of a keyserver.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// IKE engine: ports, retransmission, half-open limits.
+    pub ike: towpath_ike::Config,
+    /// Pairs (terminal, peer) one subscriber may have at a time.
+    pub pairs_per_subscriber: usize,
+    /// Wait after a failed exchange before the next attempt; doubled with each failure in a row.
+    pub retry_after: Duration,
+    /// Longest such wait.
+    pub retry_after_max: Duration,
+    /// Retransmission of key transfers.
+    pub transfers: Backoff,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ike: towpath_ike::Config::default(),
+            pairs_per_subscriber: 64,
+            retry_after: Duration::from_secs(1),
+            retry_after_max: Duration::from_secs(60),
+            transfers: Backoff::default(),
+        }
+    }
+}
+
+/// Who waits for a credential.
+#[derive(Debug, Clone, Copy)]
+enum Waiting {
+    /// We are to start the exchange of this pair.
+    Initiate(PairKey),
+    /// The peer started it.
+    Respond(PairKey, IkeSaId),
+}
+
+/// A keyserver. `K` is the key generator (K6), `R` the source of randomness for keys.
+pub struct Keyserver<K: KeyGenerator, R: Rng> {
+    config: Config,
+    endpoint: Endpoint<K, R>,
+    rng: R,
+    sessions: Sessions,
+    pairs: Pairs,
+    waiting: HashMap<u64, Waiting>,
+    next_request: u64,
+    initiations: HashMap<u64, PairKey>,
+    next_tag: u64,
+    to_gateway: VecDeque<FromKeyserver>,
+    to_registry: VecDeque<ToRegistry>,
+}
+
+impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
+    /// A keyserver without subscribers.
+    pub fn new(config: Config, keygen: K, rng: R) -> Self {
+        Self {
+            endpoint: Endpoint::new(config.ike.clone(), keygen, rng.clone()),
+            rng,
+            sessions: Sessions::new(config.transfers),
+            pairs: Pairs::default(),
+            config,
+            waiting: HashMap::new(),
+            next_request: 1,
+            initiations: HashMap::new(),
+            next_tag: 1,
+            to_gateway: VecDeque::new(),
+            to_registry: VecDeque::new(),
+        }
+    }
+
+    /// A message of a gateway.
+    pub fn handle_gateway(&mut self, now: Instant, message: ToKeyserver) {
+        let outcome = match message {
+            ToKeyserver::FromTerminal { subscriber, datagram } => {
+                self.handle_sealed(now, subscriber, &datagram)
+            }
+            ToKeyserver::IkeFromPeer { subscriber, datagram } => self.handle_ike(now, subscriber, &datagram),
+            ToKeyserver::Expiring {
+                subscriber,
+                spi_in,
+                hard,
+            } => {
+                self.handle_expiring(now, subscriber, spi_in, hard);
+                Ok(())
+            }
+        };
+        if let Err(reason) = outcome {
+            self.refuse(reason);
+        }
+        self.settle(now);
+    }
+
+    /// A message of the registry that is meant for keyservers.
+    pub fn handle_registry(&mut self, now: Instant, message: FromRegistry) {
+        match message {
+            FromRegistry::Session(grant) => self.sessions.grant(grant),
+            FromRegistry::SessionEnded { subscriber } => self.end_subscriber(now, subscriber),
+            FromRegistry::Credential {
+                request,
+                subscriber,
+                credential,
+            } => {
+                self.handle_credential(now, request, subscriber, credential);
+            }
+            // Meant for gateways.
+            FromRegistry::Grant { .. }
+            | FromRegistry::Withdraw { .. }
+            | FromRegistry::Answer { .. }
+            | FromRegistry::Refused(_)
+            | FromRegistry::Event(_) => {}
+        }
+        self.settle(now);
+    }
+
+    /// Lets every due timer act.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.endpoint.handle_timeout(now);
+        self.pairs.release_idle(now);
+        self.settle(now);
+    }
+
+    /// When [`Self::handle_timeout`] is next wanted.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let engine = self.endpoint.poll_timeout().map(|(at, _)| at);
+        [engine, self.sessions.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// The next message for the gateway.
+    pub fn poll_gateway(&mut self) -> Option<FromKeyserver> {
+        self.to_gateway.pop_front()
+    }
+
+    /// The next message for the registry.
+    pub fn poll_registry(&mut self) -> Option<ToRegistry> {
+        self.to_registry.pop_front()
+    }
+
+    /// The IKE SAs, for people.
+    pub fn ike_sas(&self, now: Instant) -> impl Iterator<Item = IkeSaInfo> + '_ {
+        self.endpoint.list(now)
+    }
+
+    /// The CHILD SAs, for people.
+    pub fn child_sas(&self) -> impl Iterator<Item = (PairKey, SubscriberHandle, &Child)> + '_ {
+        self.pairs
+            .iter()
+            .flat_map(|(key, pair)| pair.children.iter().map(|child| (*key, pair.subscriber, child)))
+    }
+
+    /// Ends every IKE SA with a Delete: the peers learn at once that this keyserver goes away.
+    pub fn shutdown(&mut self, now: Instant) {
+        let ids: Vec<IkeSaId> = self.endpoint.list(now).map(|info| info.id).collect();
+        for id in ids {
+            // Only unknown SAs are an error, and these were just listed.
+            let _ = self.endpoint.delete_ike(now, id);
+        }
+        self.settle(now);
+    }
+
+    fn handle_ike(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        datagram: &Datagram,
+    ) -> Result<(), DropReason> {
+        // Only for a terminal that is here, at an address its subscriber registered.
+        if !self.sessions.owns(subscriber, datagram.destination.ip()) {
+            return Err(DropReason::NotServed);
+        }
+        self.endpoint
+            .handle_datagram(now, datagram.source, datagram.destination, &datagram.payload)
+    }
+
+    /// The subscriber left, or was removed: its SAs end.
+    fn end_subscriber(&mut self, now: Instant, subscriber: SubscriberHandle) {
+        let ids: Vec<IkeSaId> = self
+            .pairs
+            .of(subscriber)
+            .flat_map(|(_, pair)| pair.children.iter().map(|child| child.ike))
+            .collect();
+        for id in ids {
+            let _ = self.endpoint.delete_ike(now, id);
+        }
+        self.settle(now);
+        self.sessions.end(subscriber);
+    }
+
+    /// Carries what the engine wants into our own queues.
+    fn settle(&mut self, now: Instant) {
+        while let Some(command) = self.endpoint.poll_command() {
+            self.handle_command(now, command);
+        }
+        self.give_up_transfers(now);
+        while let Some(sealed) = self.sessions.poll_transmit(now) {
+            self.to_gateway.push_back(sealed.into());
+        }
+        while let Some(transmit) = self.endpoint.poll_transmit() {
+            self.to_gateway.push_back(FromKeyserver::IkeToPeer(Datagram {
+                source: transmit.source,
+                destination: transmit.destination,
+                payload: transmit.payload,
+            }));
+        }
+    }
+
+    fn refuse(&mut self, reason: DropReason) {
+        self.to_gateway.push_back(FromKeyserver::Refused(reason.into()));
+    }
+
+    fn event(&mut self, pair: Option<PairKey>, subscriber: SubscriberHandle, kind: &str, text: String) {
+        let name = self.sessions.name(subscriber);
+        self.to_gateway.push_back(FromKeyserver::Event(Event {
+            subscriber: name,
+            terminal: pair.map(|pair| pair.local),
+            peer: pair.map(|pair| pair.remote),
+            kind: kind.into(),
+            text,
+        }));
+    }
+
+    fn owner_of(&self, local: IpAddr) -> Option<SubscriberHandle> {
+        self.sessions.owner_of(local)
+    }
+}

@@ -1,0 +1,499 @@
+//! The worker: one thread that takes batches from the AF_XDP sockets and runs each packet to completion.
+//!
+//! ```text
+//!   receive a batch ─► control message? ─► bounded queue ─► control thread
+//!                  └─► ESP ─► datapath ─► egress known ─► transmit ring of that port
+//!                                     └─► egress unknown ─► kernel (resolves the neighbour)
+//! ```
+//!
+//! Every SA has exactly one sending owner, hence one counter: this version runs one worker for all queues.
+//! Nothing here allocates per ESP packet, locks, or logs.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::{mpsc, oneshot};
+use towpath_afxdp::{Engine, Frame, PortId, Sockets, Statistics};
+use towpath_base::crypto::{EspProvider, Rng};
+use towpath_base::packet::PacketBuf;
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_common::abi::DivertMeta;
+use towpath_common::counter::{DivertKind, FibStatus};
+use towpath_common::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6, checksum_update16};
+use towpath_fabric::GatewaySa;
+use towpath_kernel::{RawIpSender, SendError};
+use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::datapath::{Datapath, Disposition, Notice, SaCounters, SaKey};
+
+/// Packets taken from one port at a time.
+const BATCH: usize = 64;
+/// Longest sleep: SAs are looked at for limits in time this often.
+const TICK: Duration = Duration::from_secs(1);
+/// Commands of the control thread that may wait.
+const COMMANDS: usize = 4096;
+
+/// What the control thread tells a worker.
+enum Command {
+    Install(Box<GatewaySa>),
+    Remove(SaKey),
+    Snapshot(oneshot::Sender<Snapshot>),
+    Stop,
+}
+
+/// What a worker tells the control thread.
+#[derive(Debug)]
+pub enum FromWorker {
+    /// A diverted packet that is for the control path; it starts at the IP header.
+    Packet {
+        /// What the classifier found.
+        subscriber: Option<SubscriberHandle>,
+        /// The packet.
+        packet: Vec<u8>,
+    },
+    /// Something the datapath noticed.
+    Notice(Notice),
+    /// An SA could not be installed.
+    InstallFailed(SaKey),
+}
+
+/// A worker's SAs and sockets at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Every SA with its counters.
+    pub sas: Vec<(SubscriberHandle, SaKey, SaCounters)>,
+    /// Statistics of each socket, with its interface.
+    pub sockets: Vec<(u32, Statistics)>,
+}
+
+/// Counters of a worker; written by its thread alone, read by anyone.
+#[derive(Debug)]
+pub struct Counters {
+    /// Packets sent on through a transmit ring.
+    pub forwarded: AtomicU64,
+    /// Packets sent on through the kernel, because routing or neighbour were not known.
+    pub through_kernel: AtomicU64,
+    /// Packets handed to the control thread.
+    pub to_control: AtomicU64,
+    drops: [AtomicU64; DropReason::COUNT],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            forwarded: AtomicU64::new(0),
+            through_kernel: AtomicU64::new(0),
+            to_control: AtomicU64::new(0),
+            drops: [const { AtomicU64::new(0) }; DropReason::COUNT],
+        }
+    }
+}
+
+impl Counters {
+    fn dropped(&self, reason: DropReason) {
+        if let Some(counter) = self.drops.get(reason as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Drops by reason, those that happened.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        let counts = self.drops.iter().map(|counter| counter.load(Ordering::Relaxed));
+        DropReason::ALL
+            .iter()
+            .copied()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+    }
+}
+
+/// The control thread's end of a worker. Dropping it stops the worker.
+pub struct Worker {
+    commands: SyncSender<Command>,
+    wake: Arc<EventFd>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a worker is made of.
+pub struct Parts<P: EspProvider, R> {
+    /// Opened sockets of all ports.
+    pub sockets: Sockets,
+    /// The SAs.
+    pub datapath: Datapath<P>,
+    /// Source of IVs.
+    pub rng: R,
+    /// Packets whose egress is not known leave here.
+    pub kernel: RawIpSender,
+    /// Where control messages go; bounded.
+    pub control: mpsc::Sender<FromWorker>,
+    /// The clock of the whole process.
+    pub clock: fn() -> Instant,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn spawn<P, R>(parts: Parts<P, R>) -> io::Result<Self>
+    where
+        P: EspProvider + Send + 'static,
+        P::Transform: Send,
+        R: Rng + Send + 'static,
+    {
+        let (commands, inbox) = sync_channel(COMMANDS);
+        let wake = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
+        )?);
+        let counters = Arc::new(Counters::default());
+        let (shared_wake, shared_counters) = (Arc::clone(&wake), Arc::clone(&counters));
+        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || {
+            let Parts {
+                sockets,
+                datapath,
+                rng,
+                kernel,
+                control,
+                clock,
+            } = parts;
+            let engine = sockets.start();
+            let ports = engine.ports().map(|(id, _)| id).collect();
+            let path = Path {
+                datapath,
+                rng,
+                kernel,
+                control,
+                counters: shared_counters,
+            };
+            Loop {
+                engine,
+                ports,
+                path,
+                inbox,
+                wake: shared_wake,
+                clock,
+            }
+            .run();
+        })?;
+        Ok(Self {
+            commands,
+            wake,
+            counters,
+            thread: Some(thread),
+        })
+    }
+
+    /// Gives it an SA.
+    pub fn install(&self, sa: Box<GatewaySa>) {
+        self.command(Command::Install(sa));
+    }
+
+    /// Takes an SA away.
+    pub fn remove(&self, key: SaKey) {
+        self.command(Command::Remove(key));
+    }
+
+    /// Asks for its SAs and socket statistics; nothing comes if it has stopped.
+    pub fn snapshot(&self) -> oneshot::Receiver<Snapshot> {
+        let (sender, receiver) = oneshot::channel();
+        self.command(Command::Snapshot(sender));
+        receiver
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn command(&self, command: Command) {
+        // An error says the worker has stopped: nothing is left to be told.
+        if self.commands.send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.command(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Loop<P: EspProvider, R> {
+    engine: Engine,
+    ports: Vec<PortId>,
+    path: Path<P, R>,
+    inbox: Receiver<Command>,
+    wake: Arc<EventFd>,
+    clock: fn() -> Instant,
+}
+
+impl<P: EspProvider, R: Rng> Loop<P, R> {
+    fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut next_tick = (self.clock)() + TICK;
+        loop {
+            let now = (self.clock)();
+            let mut received = 0;
+            for index in 0..self.ports.len() {
+                let Some(&port) = self.ports.get(index) else {
+                    continue;
+                };
+                received += self.engine.receive(port, &mut batch);
+                for frame in batch.drain(..) {
+                    self.path.handle(now, &mut self.engine, frame);
+                }
+            }
+            self.engine.flush();
+            if now >= next_tick {
+                self.path.datapath.tick(now);
+                next_tick = now + TICK;
+            }
+            self.path.report();
+            if !self.obey(now) {
+                return;
+            }
+            if received == 0 {
+                let sleep = next_tick.saturating_since(now);
+                if let Err(error) = self.engine.wait(Some(self.wake.as_fd()), sleep) {
+                    tracing::error!(%error, "worker cannot wait for packets");
+                    return;
+                }
+                // Clears the counter; nothing to read means a port woke us.
+                let _ = self.wake.read();
+            }
+        }
+    }
+
+    /// Carries out what the control thread wants; false to stop.
+    fn obey(&mut self, now: Instant) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Install(sa)) => self.path.install(now, &sa),
+                Ok(Command::Remove(key)) => {
+                    self.path.datapath.remove(&key);
+                }
+                Ok(Command::Snapshot(answer)) => {
+                    let sas = self.path.datapath.counters().collect();
+                    let sockets = self
+                        .engine
+                        .ports()
+                        .map(|(id, port)| (port.ifindex, self.engine.statistics(id)))
+                        .collect();
+                    // An error says that nobody waits any more.
+                    let _ = answer.send(Snapshot { sas, sockets });
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+}
+
+/// What happens to one frame.
+struct Path<P: EspProvider, R> {
+    datapath: Datapath<P>,
+    rng: R,
+    kernel: RawIpSender,
+    control: mpsc::Sender<FromWorker>,
+    counters: Arc<Counters>,
+}
+
+impl<P: EspProvider, R: Rng> Path<P, R> {
+    fn handle(&mut self, now: Instant, engine: &mut Engine, mut frame: Frame) {
+        let Some((meta, kind)) = frame.meta().and_then(|meta| Some((meta, meta.divert_kind()?))) else {
+            self.counters.dropped(DropReason::NotServed);
+            return;
+        };
+        let outcome = match kind {
+            DivertKind::IkeFromTerminal
+            | DivertKind::IkeToTerminal
+            | DivertKind::NattIke
+            | DivertKind::ToGateway => {
+                if let Err(reason) = self.to_control(&meta, &frame) {
+                    self.counters.dropped(reason);
+                }
+                return;
+            }
+            DivertKind::Esp | DivertKind::NattEsp => self.protect(now, &meta, &mut frame),
+            // AH is not bridged yet, and a keep-alive means something only to the ends.
+            DivertKind::Ah | DivertKind::NattKeepalive => {
+                frame.edit(|packet| packet.strip_front(l3(&meta)).ok_or(DropReason::Truncated))
+            }
+        };
+        match outcome {
+            Ok(()) => self.forward(engine, &meta, frame),
+            Err(reason) => self.counters.dropped(reason),
+        }
+    }
+
+    /// Copies a control message out.
+    fn to_control(&self, meta: &DivertMeta, frame: &Frame) -> Result<(), DropReason> {
+        let packet = frame
+            .bytes()
+            .get(l3(meta)..)
+            .ok_or(DropReason::Truncated)?
+            .to_vec();
+        let handle = meta.handle.get();
+        let subscriber = (handle != 0).then_some(SubscriberHandle(handle));
+        self.control
+            .try_send(FromWorker::Packet { subscriber, packet })
+            .map_err(|_| DropReason::ControlQueueFull)?;
+        self.counters.to_control.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes the link header off and passes the packet through the SAs.
+    fn protect(&mut self, now: Instant, meta: &DivertMeta, frame: &mut Frame) -> Result<(), DropReason> {
+        let Self { datapath, rng, .. } = self;
+        let from_access = meta.flags.get() & towpath_common::abi::META_ACCESS_PORT != 0;
+        frame.edit(|packet| {
+            packet.strip_front(l3(meta)).ok_or(DropReason::Truncated)?;
+            match datapath.process(now, from_access, packet, rng) {
+                Disposition::Forward => Ok(()),
+                Disposition::Drop(reason) => Err(reason),
+            }
+        })
+    }
+
+    /// `frame` starts at the IP header.
+    fn forward(&mut self, engine: &mut Engine, meta: &DivertMeta, mut frame: Frame) {
+        if let Err(reason) = decrement_ttl(frame.bytes_mut()) {
+            self.counters.dropped(reason);
+            return;
+        }
+        let egress = (meta.fib_status() == FibStatus::Resolved)
+            .then(|| engine.port_on(meta.egress_ifindex.get()))
+            .flatten();
+        let Some(port) = egress else {
+            self.through_kernel(frame.bytes());
+            return;
+        };
+        if frame.edit(|packet| add_ethernet(meta, packet)).is_none() {
+            self.counters.dropped(DropReason::NoHeadroom);
+            return;
+        }
+        match engine.transmit(port, frame) {
+            Ok(()) => {
+                self.counters.forwarded.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(_) => self.counters.dropped(DropReason::TransmitQueueFull),
+        }
+    }
+
+    fn through_kernel(&self, packet: &[u8]) {
+        match self.kernel.send(packet) {
+            Ok(()) => {
+                self.counters.through_kernel.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => self.counters.dropped(match error {
+                SendError::TooBig => DropReason::TooBig,
+                SendError::WouldBlock => DropReason::TransmitQueueFull,
+                SendError::Malformed | SendError::NoRoute | SendError::Io(_) => DropReason::NoRoute,
+            }),
+        }
+    }
+
+    fn install(&mut self, now: Instant, sa: &GatewaySa) {
+        if let Err(error) = self.datapath.install(now, sa) {
+            tracing::error!(?error, terminal = %sa.local, peer = %sa.remote, "SA not installed");
+            let key = SaKey {
+                local: sa.local,
+                remote: sa.remote,
+                spi_in: sa.spi_in,
+                spi_out: sa.spi_out,
+            };
+            let _ = self.control.try_send(FromWorker::InstallFailed(key));
+        }
+    }
+
+    fn report(&mut self) {
+        for notice in self.datapath.drain_notices() {
+            // A full queue loses hints; limits are looked at again by whoever negotiates.
+            let _ = self.control.try_send(FromWorker::Notice(notice));
+        }
+    }
+}
+
+fn l3(meta: &DivertMeta) -> usize {
+    usize::from(meta.l3_offset.get())
+}
+
+/// One hop further (RFC 1812 §5.3.1, RFC 8200 §3). A packet that ends here is dropped: the kernel, which
+/// would answer with ICMP, was not asked because the packet was ours to open.
+fn decrement_ttl(packet: &mut [u8]) -> Result<(), DropReason> {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => {
+            let (header, _) = Ipv4::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            if header.ttl <= 1 {
+                return Err(DropReason::TtlExpired);
+            }
+            let old = u16::from_be_bytes([header.ttl, header.protocol]);
+            header.ttl -= 1;
+            let new = u16::from_be_bytes([header.ttl, header.protocol]);
+            header
+                .checksum
+                .set(checksum_update16(header.checksum.get(), old, new));
+            Ok(())
+        }
+        Some(6) => {
+            let (header, _) = Ipv6::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;
+            if header.hop_limit <= 1 {
+                return Err(DropReason::TtlExpired);
+            }
+            header.hop_limit -= 1;
+            Ok(())
+        }
+        _ => Err(DropReason::BadIpHeader),
+    }
+}
+
+fn add_ethernet(meta: &DivertMeta, packet: &mut PacketBuf<'_>) -> Option<()> {
+    let ethertype = match packet.bytes().first()? >> 4 {
+        4 => ETHERTYPE_IPV4,
+        _ => ETHERTYPE_IPV6,
+    };
+    let header = Ethernet {
+        destination: meta.dmac,
+        source: meta.smac,
+        ethertype: U16::new(ethertype),
+    };
+    packet
+        .grow_front(size_of::<Ethernet>())?
+        .copy_from_slice(header.as_bytes());
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use towpath_common::wire::checksum;
+
+    #[test]
+    fn a_hop_is_counted_and_the_checksum_stays_right() {
+        let mut packet = [0u8; 20];
+        packet[0] = 0x45;
+        packet[8] = 2;
+        packet[9] = 50;
+        let sum = checksum(&packet).to_be_bytes();
+        packet[10..12].copy_from_slice(&sum);
+        decrement_ttl(&mut packet).unwrap();
+        assert_eq!((packet[8], checksum(&packet)), (1, 0));
+        assert_eq!(decrement_ttl(&mut packet), Err(DropReason::TtlExpired));
+        let mut packet = [0u8; 40];
+        packet[0] = 0x60;
+        packet[7] = 64;
+        decrement_ttl(&mut packet).unwrap();
+        assert_eq!(packet[7], 63);
+        assert_eq!(decrement_ttl(&mut packet[..39]), Err(DropReason::Truncated));
+        assert_eq!(decrement_ttl(&mut []), Err(DropReason::BadIpHeader));
+    }
+}

@@ -1,0 +1,327 @@
+//! What the IKE engine reports: CHILD SAs up and down, and the keys that follow them.
+
+use towpath_base::crypto::{KeyGenerator, Rng};
+use towpath_base::sa::{ChildSa, Class, EspKeys};
+use towpath_base::{Instant, Spi, SubscriberHandle};
+use towpath_fabric::{FromKeyserver, GatewayKeys, GatewaySa};
+use towpath_ike::{Command, IkeSaId, Role};
+use towpath_keyx::message::{Operation, SaName, TransferResult};
+use zeroize::Zeroizing;
+
+use crate::pairs::{Child, PairKey};
+use crate::sessions::Transferred;
+use crate::{Keyserver, Waiting};
+
+impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
+    pub(crate) fn handle_command(&mut self, now: Instant, command: Command) {
+        match command {
+            Command::NeedPolicy {
+                request,
+                local,
+                remote,
+            } => {
+                self.peer_started(now, request, PairKey { local, remote });
+            }
+            Command::ChildEstablished {
+                ike,
+                tag,
+                role,
+                child,
+                remote_id,
+                replaces,
+            } => {
+                if let Some(tag) = tag {
+                    self.initiations.remove(&tag);
+                }
+                let by = if role == Role::Initiator { "we" } else { "the peer" };
+                let what = if replaces.is_some() {
+                    "rekeyed"
+                } else {
+                    "established"
+                };
+                let text = format!(
+                    "{what} by {by}: {} {} spi_in {} spi_out {} peer {remote_id}{}",
+                    child.suite,
+                    child.mode,
+                    child.spi_in,
+                    child.spi_out,
+                    if child.encap.is_some() {
+                        " udp-encapsulated"
+                    } else {
+                        ""
+                    },
+                );
+                self.child_established(now, ike, replaces, child, &text);
+            }
+            Command::ChildDeleted {
+                local,
+                remote,
+                spi_in,
+                spi_out,
+                reason,
+                ..
+            } => {
+                let key = PairKey { local, remote };
+                self.child_deleted(
+                    now,
+                    key,
+                    SaName {
+                        local,
+                        remote,
+                        spi_in,
+                        spi_out,
+                    },
+                    &reason.to_string(),
+                );
+            }
+            Command::Failed {
+                ike,
+                tag,
+                local,
+                remote,
+                reason,
+            } => {
+                let key = PairKey { local, remote };
+                self.waiting
+                    .retain(|_, waiting| !matches!(waiting, Waiting::Respond(_, id) if *id == ike));
+                if let Some(subscriber) = self.owner_of(local) {
+                    self.event(Some(key), subscriber, "exchange_failed", reason.to_string());
+                }
+                if tag.is_some_and(|tag| self.initiations.remove(&tag).is_some()) {
+                    self.failed(now, key);
+                }
+                self.pairs.release(now, key);
+            }
+            Command::IkeEstablished {
+                local,
+                remote,
+                remote_id,
+                suite,
+                ..
+            } => {
+                let text = format!("{suite} peer {remote_id} {remote}");
+                self.tell(
+                    PairKey {
+                        local: local.ip(),
+                        remote: remote.ip(),
+                    },
+                    "ike_established",
+                    text,
+                );
+            }
+            Command::IkeClosed {
+                local,
+                remote,
+                reason,
+                ..
+            } => {
+                self.tell(PairKey { local, remote }, "ike_closed", reason.to_string());
+            }
+            Command::IkeRekeyed { old, new } => self.ike_renamed(old, new),
+            Command::Exchange {
+                local,
+                remote,
+                sent,
+                line,
+                ..
+            } => {
+                let arrow = if sent { "-->" } else { "<--" };
+                self.tell(PairKey { local, remote }, "ike", format!("{arrow} {line}"));
+            }
+            // The engine rekeys on its own.
+            Command::ChildSoftExpired { .. } => {}
+        }
+    }
+
+    fn tell(&mut self, key: PairKey, kind: &str, text: String) {
+        if let Some(subscriber) = self.owner_of(key.local) {
+            self.event(Some(key), subscriber, kind, text);
+        }
+    }
+
+    /// K7 and the nonce rule: keys for the gateway first, so that it is ready when the terminal sends.
+    fn child_established(
+        &mut self,
+        now: Instant,
+        ike: IkeSaId,
+        replaces: Option<Spi>,
+        child: ChildSa,
+        text: &str,
+    ) {
+        let key = PairKey {
+            local: child.local,
+            remote: child.remote,
+        };
+        let limit = self.config.pairs_per_subscriber;
+        let owner = self.owner_of(key.local);
+        let Some((subscriber, pair)) =
+            owner.and_then(|owner| Some((owner, self.pairs.entry(key, owner, limit)?)))
+        else {
+            // The terminal left while the peer was talking: nobody is there to use the SA.
+            let _ = self.endpoint.delete_ike(now, ike);
+            return;
+        };
+        pair.progress = None;
+        pair.failures = 0;
+        pair.not_before = now;
+        let (spi_in, spi_out) = (child.spi_in, child.spi_out);
+        let class = pair.class;
+        pair.children.push(Child::of(now, ike, class, &child));
+        let request_id = pair.request_id.take();
+        self.event(
+            Some(key),
+            subscriber,
+            "child_established",
+            format!("{text}, class {class}"),
+        );
+
+        let Some((keys, for_terminal)) = self.divide(class, child) else {
+            let _ = self.endpoint.delete_child(now, ike, spi_in);
+            return;
+        };
+        self.to_gateway
+            .push_back(FromKeyserver::Install(Box::new(GatewaySa {
+                subscriber,
+                keys,
+                local: key.local,
+                remote: key.remote,
+                spi_in,
+                spi_out,
+            })));
+        let operation = Operation::Install {
+            class,
+            replaces,
+            sa: for_terminal,
+        };
+        if !self.sessions.transfer(now, subscriber, request_id, operation) {
+            let _ = self.endpoint.delete_child(now, ike, spi_in);
+        }
+    }
+
+    /// Who gets which keys (`design.md`, nonce safety): under class `full` the terminal's segment has its
+    /// own, drawn here; under class `none` the terminal gets the negotiated ones and the gateway none.
+    fn divide(&mut self, class: Class, child: ChildSa) -> Option<(GatewayKeys, ChildSa)> {
+        match class {
+            Class::Full => {
+                let segment_in = self.fresh_keys(&child)?;
+                let segment_out = self.fresh_keys(&child)?;
+                let for_terminal = ChildSa {
+                    keys_in: segment_in.clone(),
+                    keys_out: segment_out.clone(),
+                    ..child.clone()
+                };
+                Some((
+                    GatewayKeys::Full {
+                        peer: child,
+                        segment_in,
+                        segment_out,
+                    },
+                    for_terminal,
+                ))
+            }
+            // Class `inspect` needs a suite with separate keys and a relay to use them; until then the
+            // gateway is given less than the class allows, never more.
+            Class::Inspect | Class::None => Some((GatewayKeys::None, child)),
+        }
+    }
+
+    fn fresh_keys(&mut self, child: &ChildSa) -> Option<EspKeys> {
+        let mut material = Zeroizing::new([0; 2 * towpath_base::key::MAX_KEY_LEN]);
+        let material = material.get_mut(..child.suite.key_material_len())?;
+        self.rng.fill(material);
+        EspKeys::split(child.suite, material)
+    }
+
+    fn child_deleted(&mut self, now: Instant, key: PairKey, name: SaName, reason: &str) {
+        let Some(pair) = self.pairs.get_mut(key) else {
+            return;
+        };
+        let subscriber = pair.subscriber;
+        let before = pair.children.len();
+        pair.children.retain(|child| child.spi_in != name.spi_in);
+        if pair.children.len() == before {
+            return;
+        }
+        self.to_gateway.push_back(FromKeyserver::Remove {
+            subscriber,
+            local: key.local,
+            remote: key.remote,
+            spi_in: name.spi_in,
+            spi_out: name.spi_out,
+        });
+        // A terminal that has gone has no use for it, and its SAs with it.
+        self.sessions
+            .transfer(now, subscriber, None, Operation::Delete(name));
+        let text = format!("spi_in {} spi_out {}: {reason}", name.spi_in, name.spi_out);
+        self.event(Some(key), subscriber, "child_deleted", text);
+        self.pairs.release(now, key);
+    }
+
+    /// The terminal answered a key transfer.
+    pub(crate) fn transferred(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        transferred: Transferred,
+    ) {
+        if transferred.result != Some(TransferResult::Done) {
+            self.transfer_failed(now, subscriber, transferred);
+            return;
+        }
+        let key = PairKey {
+            local: transferred.name.local,
+            remote: transferred.name.remote,
+        };
+        if !transferred.installed {
+            return;
+        }
+        if let Some(pair) = self.pairs.get_mut(key) {
+            for child in &mut pair.children {
+                child.acknowledged |= child.spi_in == transferred.name.spi_in;
+            }
+        }
+        let text = format!("spi_in {} acknowledged by the terminal", transferred.name.spi_in);
+        self.event(Some(key), subscriber, "key_transferred", text);
+    }
+
+    /// The terminal does not have the keys, and will not be sent them again: the SA ends.
+    pub(crate) fn transfer_failed(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        failed: Transferred,
+    ) {
+        if !failed.installed {
+            return;
+        }
+        let key = PairKey {
+            local: failed.name.local,
+            remote: failed.name.remote,
+        };
+        let text = match failed.result {
+            Some(TransferResult::NoRoom) => "the terminal has no room for another SA",
+            Some(TransferResult::Unusable) => "the terminal cannot use the SA",
+            Some(TransferResult::Done) | None => "the terminal does not answer",
+        };
+        self.event(Some(key), subscriber, "key_transfer_failed", text.into());
+        let child = self.pairs.get_mut(key).and_then(|pair| {
+            pair.children
+                .iter()
+                .find(|child| child.spi_in == failed.name.spi_in)
+                .copied()
+        });
+        if let Some(child) = child {
+            let _ = self.endpoint.delete_child(now, child.ike, child.spi_in);
+        }
+    }
+
+    pub(crate) fn give_up_transfers(&mut self, now: Instant) {
+        while let Some((subscriber, failed)) = self.sessions.poll_given_up() {
+            self.transfer_failed(now, subscriber, failed);
+        }
+    }
+
+    fn ike_renamed(&mut self, old: IkeSaId, new: IkeSaId) {
+        self.pairs.rename_ike(old, new);
+    }
+}

@@ -1,0 +1,234 @@
+//! What the keyserver knows of each pair (terminal, peer): an exchange in progress, the SAs it ended in.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use towpath_base::sa::{ChildSa, Class, EspSuite, Mode, Selectors};
+use towpath_base::{Instant, Spi, SubscriberHandle};
+use towpath_ike::IkeSaId;
+
+/// A terminal's address and a peer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PairKey {
+    /// The terminal's address.
+    pub local: IpAddr,
+    /// The peer's address.
+    pub remote: IpAddr,
+}
+
+/// One CHILD SA pair that was handed out. No keys: those are with the gateway and the terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Child {
+    /// IKE SA it belongs to.
+    pub ike: IkeSaId,
+    /// SPI of packets the terminal receives.
+    pub spi_in: Spi,
+    /// SPI of packets the terminal sends.
+    pub spi_out: Spi,
+    /// Algorithms.
+    pub suite: EspSuite,
+    /// Transport or tunnel.
+    pub mode: Mode,
+    /// 64-bit sequence numbers.
+    pub esn: bool,
+    /// UDP encapsulation.
+    pub udp_encap: bool,
+    /// Terminal's side of the traffic.
+    pub local_ts: Selectors,
+    /// Peer's side of the traffic.
+    pub remote_ts: Selectors,
+    /// What the gateway may do.
+    pub class: Class,
+    /// When it came up.
+    pub established: Instant,
+    /// The terminal acknowledged the key transfer: it has the keys, and nobody else will be sent them again.
+    pub acknowledged: bool,
+}
+
+impl Child {
+    /// What is kept of `sa` once its keys are handed out.
+    pub fn of(now: Instant, ike: IkeSaId, class: Class, sa: &ChildSa) -> Self {
+        Self {
+            ike,
+            spi_in: sa.spi_in,
+            spi_out: sa.spi_out,
+            suite: sa.suite,
+            mode: sa.mode,
+            esn: sa.esn,
+            udp_encap: sa.encap.is_some(),
+            local_ts: sa.local_ts,
+            remote_ts: sa.remote_ts,
+            class,
+            established: now,
+            acknowledged: false,
+        }
+    }
+}
+
+/// How far the present exchange is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The registry was asked for policy and credential.
+    Credential,
+    /// The engine is negotiating.
+    Negotiating,
+}
+
+/// One pair.
+#[derive(Debug)]
+pub struct Pair {
+    /// Whose terminal it is.
+    pub subscriber: SubscriberHandle,
+    /// The exchange in progress, if any.
+    pub progress: Option<Progress>,
+    /// Class of the policy last used.
+    pub class: Class,
+    /// The terminal's latest request, so that a refusal can name it.
+    pub request_id: Option<u32>,
+    /// Live CHILD SAs, the newest last. More than one only while rekeying or after simultaneous starts.
+    pub children: Vec<Child>,
+    /// After a failure: no new attempt before this time.
+    pub not_before: Instant,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
+impl Pair {
+    /// True while nothing holds it.
+    fn idle(&self, now: Instant) -> bool {
+        self.progress.is_none() && self.children.is_empty() && self.not_before <= now
+    }
+}
+
+/// Every pair, bounded per subscriber.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    pairs: HashMap<PairKey, Pair>,
+    per_subscriber: HashMap<SubscriberHandle, usize>,
+}
+
+impl Pairs {
+    /// The pair, if known.
+    pub fn get_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
+        self.pairs.get_mut(&key)
+    }
+
+    /// The pair, made if there is room for one more of this subscriber: `limit` pairs each.
+    pub fn entry(&mut self, key: PairKey, subscriber: SubscriberHandle, limit: usize) -> Option<&mut Pair> {
+        if self
+            .pairs
+            .get(&key)
+            .is_some_and(|pair| pair.subscriber != subscriber)
+        {
+            return None;
+        }
+        if !self.pairs.contains_key(&key) {
+            let count = self.per_subscriber.entry(subscriber).or_default();
+            if *count >= limit {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(self.pairs.entry(key).or_insert_with(|| Pair {
+            subscriber,
+            progress: None,
+            class: Class::None,
+            request_id: None,
+            children: Vec::new(),
+            not_before: Instant::ZERO,
+            failures: 0,
+        }))
+    }
+
+    /// Forgets the pair if nothing holds it.
+    pub fn release(&mut self, now: Instant, key: PairKey) {
+        if self.pairs.get(&key).is_some_and(|pair| pair.idle(now)) {
+            self.forget(key);
+        }
+    }
+
+    /// Forgets every pair that nothing holds.
+    pub fn release_idle(&mut self, now: Instant) {
+        let idle: Vec<PairKey> = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.idle(now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in idle {
+            self.forget(key);
+        }
+    }
+
+    fn forget(&mut self, key: PairKey) {
+        let Some(pair) = self.pairs.remove(&key) else {
+            return;
+        };
+        if let Some(count) = self.per_subscriber.get_mut(&pair.subscriber) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_subscriber.remove(&pair.subscriber);
+            }
+        }
+    }
+
+    /// The CHILD SAs of `old` belong to `new` from now on.
+    pub fn rename_ike(&mut self, old: IkeSaId, new: IkeSaId) {
+        for child in self.pairs.values_mut().flat_map(|pair| &mut pair.children) {
+            if child.ike == old {
+                child.ike = new;
+            }
+        }
+    }
+
+    /// Every pair of one subscriber.
+    pub fn of(&self, subscriber: SubscriberHandle) -> impl Iterator<Item = (PairKey, &Pair)> {
+        self.pairs
+            .iter()
+            .filter(move |(_, pair)| pair.subscriber == subscriber)
+            .map(|(key, pair)| (*key, pair))
+    }
+
+    /// Every pair.
+    pub fn iter(&self) -> impl Iterator<Item = (&PairKey, &Pair)> {
+        self.pairs.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(last: u8) -> PairKey {
+        PairKey {
+            local: IpAddr::from([10, 0, 0, 1]),
+            remote: IpAddr::from([10, 0, 1, last]),
+        }
+    }
+
+    #[test]
+    fn a_subscriber_fills_its_own_share_and_not_another_ones() {
+        let (a, b) = (SubscriberHandle(1), SubscriberHandle(2));
+        let mut pairs = Pairs::default();
+        let made = (0..10)
+            .filter(|last| pairs.entry(key(*last), a, 4).is_some())
+            .count();
+        assert_eq!(made, 4);
+        assert!(pairs.entry(key(200), b, 4).is_some());
+        // Known pairs stay reachable at the limit, foreign ones do not.
+        assert!(pairs.entry(key(0), a, 4).is_some());
+        assert!(pairs.entry(key(0), b, 4).is_none());
+        pairs.release(Instant::ZERO, key(0));
+        assert!(pairs.entry(key(9), a, 4).is_some());
+    }
+
+    #[test]
+    fn a_pair_that_failed_is_kept_until_it_may_try_again() {
+        let mut pairs = Pairs::default();
+        pairs.entry(key(1), SubscriberHandle(1), 4).unwrap().not_before = Instant::from_secs(5);
+        pairs.release_idle(Instant::from_secs(4));
+        assert_eq!(pairs.iter().count(), 1);
+        pairs.release_idle(Instant::from_secs(5));
+        assert_eq!(pairs.iter().count(), 0);
+    }
+}

@@ -1,0 +1,272 @@
+//! What terminals and peers ask for: sealed messages, credentials, the start of an exchange.
+
+use towpath_base::crypto::{KeyGenerator, Rng};
+use towpath_base::profile::{PeerPolicy, Psk};
+use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
+use towpath_fabric::{Datagram, FromKeyserver, ToRegistry};
+use towpath_ike::{IkeSaId, Initiate};
+use towpath_keyx::message::{self, FromTerminal, ProxyRequest, RefuseReason};
+
+use crate::pairs::{PairKey, Progress};
+use crate::policy::engine_policy;
+use crate::{Keyserver, Waiting};
+
+impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
+    /// A sealed message of a terminal: opened under its session, then acted on.
+    pub(crate) fn handle_sealed(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        datagram: &Datagram,
+    ) -> Result<(), DropReason> {
+        let opened = self
+            .sessions
+            .open(now, subscriber, datagram.source.ip(), &datagram.payload);
+        let opened = opened.inspect_err(|reason| self.hint(*reason, subscriber, datagram))?;
+        if let Some(session) = opened.confirmed {
+            self.to_registry
+                .push_back(ToRegistry::SessionConfirmed { subscriber, session });
+        }
+        for lost in opened.lost {
+            self.transfer_failed(now, subscriber, lost);
+        }
+        match opened.message {
+            FromTerminal::ProxyRequest(request) => self.handle_request(now, subscriber, datagram, request),
+            FromTerminal::TransferAck(ack) => {
+                if let Some(transferred) = self.sessions.acknowledge(subscriber, &ack) {
+                    self.transferred(now, subscriber, transferred);
+                }
+                Ok(())
+            }
+            FromTerminal::Hello => Ok(()),
+        }
+    }
+
+    /// A terminal whose session was lost here (a restart) would ask in vain: tell it to register again. The
+    /// gateway's limit on sealed messages bounds these, and the terminal bounds how often it follows.
+    fn hint(&mut self, reason: DropReason, subscriber: SubscriberHandle, datagram: &Datagram) {
+        if reason == DropReason::KeyxUnknownSession
+            && let Ok(header) = message::peek(&datagram.payload)
+        {
+            let sealed = message::re_register(&header).to_vec();
+            let terminal = datagram.source.ip();
+            self.to_gateway.push_back(FromKeyserver::KeyToTerminal {
+                subscriber,
+                terminal,
+                sealed,
+            });
+        }
+    }
+
+    /// K1 (a): the terminal wants an SA with a peer.
+    fn handle_request(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        datagram: &Datagram,
+        request: ProxyRequest,
+    ) -> Result<(), DropReason> {
+        let key = PairKey {
+            local: request.terminal,
+            remote: request.peer,
+        };
+        // The addresses are sealed: what the IP header says must agree, or somebody moved the message.
+        if datagram.source.ip() != key.local || datagram.destination.ip() != key.remote {
+            return Err(DropReason::KeyxWrongAddress);
+        }
+        let limit = self.config.pairs_per_subscriber;
+        let pair = self
+            .pairs
+            .entry(key, subscriber, limit)
+            .ok_or(DropReason::KeyxRateLimited)?;
+        pair.request_id = Some(request.request_id);
+        if pair.progress.is_some() || pair.children.iter().any(|child| !child.acknowledged) {
+            // The exchange or the key transfer is on its way; its own retransmissions bring it there.
+            let accepted = self.sessions.accept(subscriber, key.local, request.request_id);
+            self.to_gateway.extend(accepted.map(FromKeyserver::from));
+            return Ok(());
+        }
+        if let Some(old) = request.replaces
+            && let Some(child) = pair.children.iter().find(|child| child.spi_in == old)
+        {
+            let ike = child.ike;
+            // If it ended in this moment, its deletion is on the way to the terminal, which will ask again.
+            let _ = self.endpoint.rekey_child(now, ike, old);
+            return Ok(());
+        }
+        if pair.not_before > now {
+            self.refuse_request(now, key, RefuseReason::TryLater);
+            return Ok(());
+        }
+        // The terminal had the keys and asks again: it lost them. Keys are never handed out twice (a
+        // terminal that starts over would start its counters over), so negotiate afresh.
+        let lost: Vec<IkeSaId> = pair.children.iter().map(|child| child.ike).collect();
+        pair.progress = Some(Progress::Credential);
+        for ike in lost {
+            // Already gone is as good.
+            let _ = self.endpoint.delete_ike(now, ike);
+        }
+        self.event(
+            Some(key),
+            subscriber,
+            "proxy_request",
+            "terminal asks for an SA".into(),
+        );
+        self.ask_credential(subscriber, key, Waiting::Initiate(key));
+        Ok(())
+    }
+
+    /// A peer started an exchange; the engine wants to know how to answer.
+    pub(crate) fn peer_started(&mut self, now: Instant, ike: IkeSaId, key: PairKey) {
+        let limit = self.config.pairs_per_subscriber;
+        let subscriber = self.owner_of(key.local);
+        match subscriber.filter(|subscriber| self.pairs.entry(key, *subscriber, limit).is_some()) {
+            Some(subscriber) => {
+                self.event(
+                    Some(key),
+                    subscriber,
+                    "peer_request",
+                    "peer starts an exchange".into(),
+                );
+                self.ask_credential(subscriber, key, Waiting::Respond(key, ike));
+            }
+            None => self.endpoint.provide_policy(now, ike, None),
+        }
+    }
+
+    fn ask_credential(&mut self, subscriber: SubscriberHandle, key: PairKey, waiting: Waiting) {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.waiting.insert(request, waiting);
+        self.to_registry.push_back(ToRegistry::Credential {
+            request,
+            subscriber,
+            peer: key.remote,
+        });
+    }
+
+    /// The registry's answer to [`Self::ask_credential`].
+    pub(crate) fn handle_credential(
+        &mut self,
+        now: Instant,
+        request: u64,
+        subscriber: SubscriberHandle,
+        credential: Option<(PeerPolicy, Psk)>,
+    ) {
+        let Some(waiting) = self.waiting.remove(&request) else {
+            return;
+        };
+        let (Waiting::Initiate(key) | Waiting::Respond(key, _)) = waiting;
+        let class = credential.as_ref().map(|(record, _)| record.class);
+        let policy = credential.map(|(record, psk)| engine_policy(&record, psk));
+        if let Some(Err(error)) = &policy {
+            self.event(Some(key), subscriber, "policy_unusable", error.to_string());
+        }
+        let policy = policy.and_then(Result::ok);
+        if let (Some(class), Some(pair)) = (class, self.pairs.get_mut(key)) {
+            pair.class = class;
+        }
+        match (waiting, policy) {
+            (Waiting::Respond(_, ike), policy) => self.endpoint.provide_policy(now, ike, policy),
+            (Waiting::Initiate(_), Some(policy)) => self.start(now, subscriber, key, policy),
+            (Waiting::Initiate(_), None) => {
+                if let Some(pair) = self.pairs.get_mut(key) {
+                    pair.progress = None;
+                }
+                self.event(
+                    Some(key),
+                    subscriber,
+                    "exchange_refused",
+                    "no policy for this peer".into(),
+                );
+                self.refuse_request(now, key, RefuseReason::NoPolicy);
+                self.pairs.release(now, key);
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        key: PairKey,
+        policy: towpath_ike::Policy,
+    ) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let wish = Initiate {
+            tag,
+            local: key.local,
+            remote: key.remote,
+            remote_port: None,
+            policy,
+        };
+        match self.endpoint.initiate(now, wish) {
+            Ok(_) => {
+                self.initiations.insert(tag, key);
+                if let Some(pair) = self.pairs.get_mut(key) {
+                    pair.progress = Some(Progress::Negotiating);
+                }
+            }
+            Err(error) => {
+                self.event(Some(key), subscriber, "exchange_failed", error.to_string());
+                self.failed(now, key);
+            }
+        }
+    }
+
+    /// An exchange came to nothing: back off, and tell the terminal.
+    pub(crate) fn failed(&mut self, now: Instant, key: PairKey) {
+        let (first, longest) = (self.config.retry_after, self.config.retry_after_max);
+        if let Some(pair) = self.pairs.get_mut(key) {
+            pair.progress = None;
+            pair.not_before = now + first.saturating_mul(1 << pair.failures.min(16)).min(longest);
+            pair.failures = pair.failures.saturating_add(1);
+        }
+        self.refuse_request(now, key, RefuseReason::ExchangeFailed);
+    }
+
+    fn refuse_request(&mut self, now: Instant, key: PairKey, reason: RefuseReason) {
+        let Some(pair) = self.pairs.get_mut(key) else {
+            return;
+        };
+        let Some(request_id) = pair.request_id.take() else {
+            return;
+        };
+        let wait = pair.not_before.saturating_since(now).as_secs() + 1;
+        let retry_after = if pair.not_before > now {
+            wait.try_into().unwrap_or(u16::MAX)
+        } else {
+            0
+        };
+        let reply = self
+            .sessions
+            .refuse(pair.subscriber, key.local, request_id, reason, retry_after);
+        self.to_gateway.extend(reply.map(FromKeyserver::from));
+    }
+
+    /// A gateway saw an SA reach a limit: replace it, or end it.
+    pub(crate) fn handle_expiring(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        spi_in: Spi,
+        hard: bool,
+    ) {
+        let found = self.pairs.of(subscriber).find_map(|(_, pair)| {
+            pair.children
+                .iter()
+                .find(|child| child.spi_in == spi_in)
+                .map(|child| child.ike)
+        });
+        let Some(ike) = found else {
+            return;
+        };
+        // The SA may have ended in the meantime; then there is nothing left to do.
+        let _ = if hard {
+            self.endpoint.delete_child(now, ike, spi_in)
+        } else {
+            self.endpoint.rekey_child(now, ike, spi_in)
+        };
+    }
+}
