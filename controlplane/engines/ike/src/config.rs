@@ -71,6 +71,8 @@ pub struct Config {
     pub ike_rekey_after: Option<Duration>,
     /// Two IKE SAs of one pair of addresses that came up within this time count as simultaneous starts.
     pub simultaneous_within: Duration,
+    /// How long our own IKE_AUTH waits when the peer started at the same time and has precedence.
+    pub hold: Duration,
     /// Wait before the redundant one of two IKE SAs is deleted.
     pub redundant_after: Duration,
     /// How long an ended IKE SA still answers retransmissions of its last request.
@@ -95,6 +97,7 @@ impl Default for Config {
             dpd_after: Some(Duration::from_secs(60)),
             ike_rekey_after: Some(Duration::from_secs(4 * 3600)),
             simultaneous_within: Duration::from_secs(10),
+            hold: Duration::from_secs(3),
             redundant_after: Duration::from_secs(2),
             linger: Duration::from_secs(10),
         }
@@ -162,6 +165,10 @@ pub enum Timer {
     IkeRekey,
     /// One of two IKE SAs of the same pair is to go.
     Redundant,
+    /// Of two simultaneous starts, the one that waited for the other goes on.
+    Hold,
+    /// A rekeyed IKE SA that the peer did not delete is given up.
+    Expire,
     /// An ended IKE SA is forgotten.
     Linger,
 }
@@ -176,6 +183,8 @@ impl Timer {
         Self::ChildHard,
         Self::IkeRekey,
         Self::Redundant,
+        Self::Hold,
+        Self::Expire,
         Self::Linger,
     ];
 }

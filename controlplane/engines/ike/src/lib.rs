@@ -28,10 +28,15 @@
 
 extern crate alloc;
 
+mod choose;
 pub mod command;
 pub mod config;
 pub mod endpoint;
+mod keys;
 pub mod proposal;
+mod protect;
+mod sa;
+mod tasks;
 pub mod wire;
 
 pub use command::{Command, FailReason, IkeSaInfo, IkeState, Role, Transmit};

@@ -1,16 +1,29 @@
 //! Many IKE SAs behind one face.
 
-use core::fmt;
-use core::marker::PhantomData;
-use core::net::SocketAddr;
+mod admit;
+mod collision;
+mod cookie;
+mod core;
+
+use ::core::fmt;
+use ::core::net::{IpAddr, SocketAddr};
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 
 use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
-use towpath_base::ids::Spi;
+use towpath_base::ids::{IkeSpi, Spi};
 use towpath_common::DropReason;
 
-use crate::command::{Command, IkeSaInfo, Transmit};
+use crate::command::{Command, FailReason, IkeSaInfo, Role, Transmit};
 use crate::config::{Config, IkeSaId, Initiate, Policy, Timer};
+use crate::sa::{IkeSa, Path, Sa, State, fire, pump, receive};
+use crate::tasks::{Task, ike_init};
+use crate::wire::{ExchangeType, Header};
+use cookie::CookieJar;
+
+pub(crate) use core::{Core, Effect};
 
 /// Why a wish was not even tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +34,8 @@ pub enum InitiateError {
     InvalidPolicy,
     /// The key generator lacks the first proposal's group.
     Unsupported,
+    /// This attempt for the same pair of addresses is not decided yet; its outcome is that of this wish too.
+    InProgress(IkeSaId),
 }
 
 impl fmt::Display for InitiateError {
@@ -29,11 +44,12 @@ impl fmt::Display for InitiateError {
             Self::Limit => "limit on IKE SAs reached",
             Self::InvalidPolicy => "policy without proposal or suite, or addresses of two families",
             Self::Unsupported => "Diffie-Hellman group not available",
+            Self::InProgress(_) => "an exchange with this peer is under way",
         })
     }
 }
 
-impl core::error::Error for InitiateError {}
+impl ::core::error::Error for InitiateError {}
 
 /// No SA has this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,18 +61,47 @@ impl fmt::Display for UnknownSa {
     }
 }
 
-impl core::error::Error for UnknownSa {}
+impl ::core::error::Error for UnknownSa {}
 
 /// IKEv2 in many terminals' names. See the [crate documentation](crate).
-#[derive(Debug)]
+///
+/// All tables are ordered: whoever chooses the keys cannot flood a hash, and a simulation repeats.
 pub struct Endpoint<K: KeyGenerator, R: Rng> {
-    inner: PhantomData<(K, R)>,
+    core: Core<K, R>,
+    sas: BTreeMap<IkeSaId, Sa<K>>,
+    /// Responders by the initiator they answer: remote address, SPI, local address.
+    by_initiator: BTreeMap<(IpAddr, IkeSpi, IpAddr), IkeSaId>,
+    /// By local and remote address.
+    pairs: BTreeMap<(IpAddr, IpAddr), Vec<IkeSaId>>,
+    timers: BTreeSet<(Instant, Timer, IkeSaId)>,
+    /// Half-open responders by source.
+    half_open: BTreeMap<IpAddr, usize>,
+    half_open_total: usize,
+    cookies: CookieJar,
+}
+
+impl<K: KeyGenerator, R: Rng> fmt::Debug for Endpoint<K, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("ike_sas", &self.sas.len())
+            .field("half_open", &self.half_open_total)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// An endpoint without SAs.
-    pub fn new(_config: Config, _keygen: K, _rng: R) -> Self {
-        Self { inner: PhantomData }
+    pub fn new(config: Config, keygen: K, rng: R) -> Self {
+        Self {
+            core: Core::new(config, keygen, rng),
+            sas: BTreeMap::new(),
+            by_initiator: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            half_open: BTreeMap::new(),
+            half_open_total: 0,
+            cookies: CookieJar::default(),
+        }
     }
 
     /// Takes a datagram for a terminal: `destination` is the terminal's address, `payload` the IKE message
@@ -66,57 +111,323 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// Why the message was dropped; the reason is to be counted.
     pub fn handle_datagram(
         &mut self,
-        _now: Instant,
-        _source: SocketAddr,
-        _destination: SocketAddr,
-        _payload: &[u8],
+        now: Instant,
+        source: SocketAddr,
+        destination: SocketAddr,
+        payload: &[u8],
     ) -> Result<(), DropReason> {
-        Err(DropReason::IkeUnexpected)
+        let path = Path { source, destination };
+        let (header, _) = Header::parse(payload).map_err(|_| DropReason::IkeMalformed)?;
+        let local_spi = if header.from_initiator {
+            header.spi_r
+        } else {
+            header.spi_i
+        };
+        if header.exchange == ExchangeType::IKE_SA_INIT && header.from_initiator {
+            if header.response || header.spi_r.0 != 0 || header.message_id.0 != 0 || header.spi_i.0 == 0 {
+                return Err(DropReason::IkeMalformed);
+            }
+            return self.admit(now, path, &header, payload);
+        }
+        let id = IkeSaId(local_spi);
+        let sa = self.sas.get_mut(&id).ok_or(DropReason::IkeUnknownSpi)?;
+        let from_initiator = sa.role == Role::Responder;
+        let peer_spi = if header.from_initiator {
+            header.spi_i
+        } else {
+            header.spi_r
+        };
+        // In IKE_SA_INIT the responder's SPI is yet to be learnt.
+        let spi_fits = peer_spi == sa.peer_spi() || sa.state == State::InitSent;
+        let path_fits = sa.local.ip() == destination.ip() && sa.remote.ip() == source.ip();
+        if header.from_initiator != from_initiator || !spi_fits || !path_fits {
+            return Err(DropReason::IkeUnknownSpi);
+        }
+        let result = receive(sa, &mut self.core, now, path, &header, payload);
+        self.after(now, id);
+        result
     }
 
     /// Starts an IKE SA with one CHILD SA.
-    pub fn initiate(&mut self, _now: Instant, _wish: Initiate) -> Result<IkeSaId, InitiateError> {
-        Err(InitiateError::Unsupported)
+    ///
+    /// # Errors
+    /// The wish was not tried; nothing is reported about it later.
+    pub fn initiate(&mut self, now: Instant, wish: Initiate) -> Result<IkeSaId, InitiateError> {
+        let Initiate {
+            tag,
+            local,
+            remote,
+            remote_port,
+            policy,
+        } = wish;
+        let group = policy
+            .ike_proposals
+            .first()
+            .and_then(|proposal| proposal.groups.first().copied());
+        let group = group.filter(|_| !policy.esp_suites.is_empty() && local.is_ipv4() == remote.is_ipv4());
+        let group = group.ok_or(InitiateError::InvalidPolicy)?;
+        let pair = self.pair(local, remote);
+        let under_way = |id: &IkeSaId| {
+            let sa = self.sas.get(id);
+            sa.is_some_and(|sa| matches!(sa.state, State::InitSent | State::AuthSent))
+        };
+        if let Some(id) = pair.iter().copied().find(under_way) {
+            return Err(InitiateError::InProgress(id));
+        }
+        if self.sas.len() >= self.core.config.ike_sas_total {
+            return Err(InitiateError::Limit);
+        }
+        let init = ike_init::prepare(&mut self.core, group).map_err(|_| InitiateError::Unsupported)?;
+        let id = IkeSaId(self.core.new_ike_spi());
+        let ike_port = self.core.config.ike_port;
+        let ours = SocketAddr::new(local, ike_port);
+        let theirs = SocketAddr::new(remote, remote_port.unwrap_or(ike_port));
+        let mut sa = IkeSa::new(id, Role::Initiator, State::InitSent, ours, theirs, IkeSpi(0), now);
+        sa.first_contact = pair.is_empty();
+        sa.tag = Some(tag);
+        sa.policy = Some(Box::new(policy));
+        sa.ni.clone_from(&init.ni);
+        sa.init = Some(init);
+        sa.enqueue(Task::IkeInit);
+        pump(&mut sa, &mut self.core, now);
+        self.insert(now, sa);
+        Ok(id)
     }
 
     /// Answers [`Command::NeedPolicy`]. `None` refuses the peer. Unknown or outdated requests are ignored.
-    pub fn provide_policy(&mut self, _now: Instant, _request: IkeSaId, _policy: Option<Policy>) {}
-
-    /// Deletes a CHILD SA, named by the SPI of packets the terminal receives. The last one takes its IKE SA along.
-    pub fn delete_child(&mut self, _now: Instant, _ike: IkeSaId, _spi_in: Spi) -> Result<(), UnknownSa> {
-        Err(UnknownSa)
+    pub fn provide_policy(&mut self, now: Instant, request: IkeSaId, policy: Option<Policy>) {
+        let Some(sa) = self
+            .sas
+            .get_mut(&request)
+            .filter(|sa| sa.state == State::WaitPolicy)
+        else {
+            return;
+        };
+        sa.policy = policy.map(Box::new);
+        if let Err(reason) = ike_init::respond(sa, &mut self.core, now) {
+            let wrong_group = reason == FailReason::Notify(crate::wire::NotifyType::INVALID_KE_PAYLOAD.0);
+            // The initiator comes again with the right group: no failure yet.
+            if !wrong_group {
+                self.core.commands.push_back(Command::Failed {
+                    ike: request,
+                    tag: None,
+                    local: sa.local.ip(),
+                    remote: sa.remote.ip(),
+                    reason,
+                });
+            }
+            self.remove(request);
+            return;
+        }
+        self.after(now, request);
     }
 
-    /// Deletes an IKE SA and its CHILD SAs.
-    pub fn delete_ike(&mut self, _now: Instant, _ike: IkeSaId) -> Result<(), UnknownSa> {
-        Err(UnknownSa)
+    /// Deletes a CHILD SA, named by the SPI of packets the terminal receives. The last one takes its IKE SA along.
+    pub fn delete_child(&mut self, now: Instant, ike: IkeSaId, spi_in: Spi) -> Result<(), UnknownSa> {
+        let sa = self.established(ike)?;
+        let reason = FailReason::Requested;
+        let last = sa
+            .children
+            .iter()
+            .all(|child| child.spi_in == spi_in || child.deleting);
+        sa.child_mut(spi_in).ok_or(UnknownSa)?.deleting = true;
+        sa.enqueue(if last {
+            Task::DeleteIke { reason }
+        } else {
+            Task::DeleteChild { spi_in, reason }
+        });
+        self.pump_and_after(now, ike);
+        Ok(())
+    }
+
+    /// Deletes an IKE SA and its CHILD SAs. An attempt that is not established is given up without a word.
+    pub fn delete_ike(&mut self, now: Instant, ike: IkeSaId) -> Result<(), UnknownSa> {
+        let sa = self
+            .sas
+            .get_mut(&ike)
+            .filter(|sa| !sa.is_closed())
+            .ok_or(UnknownSa)?;
+        let reason = FailReason::Requested;
+        match sa.state {
+            State::Established => sa.enqueue(Task::DeleteIke { reason }),
+            State::Deleting => {}
+            _ => sa.end(&mut self.core, now, reason),
+        }
+        self.pump_and_after(now, ike);
+        Ok(())
     }
 
     /// Replaces a CHILD SA by a new one (CREATE_CHILD_SA with REKEY_SA).
-    pub fn rekey_child(&mut self, _now: Instant, _ike: IkeSaId, _spi_in: Spi) -> Result<(), UnknownSa> {
-        Err(UnknownSa)
+    pub fn rekey_child(&mut self, now: Instant, ike: IkeSaId, spi_in: Spi) -> Result<(), UnknownSa> {
+        let sa = self.established(ike)?;
+        let child = sa.child_mut(spi_in).ok_or(UnknownSa)?;
+        if !child.rekeying && !child.deleting {
+            child.rekeying = true;
+            sa.enqueue(Task::child_rekey(spi_in));
+        }
+        self.pump_and_after(now, ike);
+        Ok(())
+    }
+
+    /// Replaces the IKE SA by a new one (CREATE_CHILD_SA).
+    pub fn rekey_ike(&mut self, now: Instant, ike: IkeSaId) -> Result<(), UnknownSa> {
+        self.established(ike)?.enqueue(Task::ike_rekey());
+        self.pump_and_after(now, ike);
+        Ok(())
     }
 
     /// Lets every due timer act.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, timer, id)) = self.timers.first().copied()
+            && at <= now
+        {
+            if timer == Timer::Linger {
+                self.remove(id);
+                continue;
+            }
+            match self.sas.get_mut(&id) {
+                Some(sa) => fire(sa, &mut self.core, now, timer),
+                None => {
+                    self.timers.pop_first();
+                }
+            }
+            self.after(now, id);
+        }
+    }
 
     /// The next deadline and what it is for.
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        None
+        self.timers.first().map(|(at, timer, _)| (*at, *timer))
     }
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.core.transmits.pop_front()
     }
 
     /// The next thing to do or to know.
     pub fn poll_command(&mut self) -> Option<Command> {
-        None
+        self.core.commands.pop_front()
     }
 
     /// The IKE SAs, in order of their names.
-    pub fn list(&self, _now: Instant) -> impl Iterator<Item = IkeSaInfo> + '_ {
-        core::iter::empty()
+    pub fn list(&self, now: Instant) -> impl Iterator<Item = IkeSaInfo> + '_ {
+        self.sas.values().filter_map(move |sa| sa.info(now))
+    }
+
+    fn established(&mut self, ike: IkeSaId) -> Result<&mut Sa<K>, UnknownSa> {
+        self.sas
+            .get_mut(&ike)
+            .filter(|sa| sa.state == State::Established)
+            .ok_or(UnknownSa)
+    }
+
+    fn pump_and_after(&mut self, now: Instant, id: IkeSaId) {
+        if let Some(sa) = self.sas.get_mut(&id) {
+            pump(sa, &mut self.core, now);
+        }
+        self.after(now, id);
+    }
+
+    /// Takes a new SA into every table.
+    fn insert(&mut self, _now: Instant, sa: Sa<K>) {
+        let id = sa.id;
+        self.pairs
+            .entry((sa.local.ip(), sa.remote.ip()))
+            .or_default()
+            .push(id);
+        if sa.role == Role::Responder {
+            self.by_initiator
+                .insert((sa.remote.ip(), sa.spi_i, sa.local.ip()), id);
+        }
+        self.sas.insert(id, sa);
+        self.reschedule(id);
+    }
+
+    /// Takes an SA out of every table.
+    fn remove(&mut self, id: IkeSaId) {
+        let Some(mut sa) = self.sas.remove(&id) else {
+            return;
+        };
+        for task in sa
+            .outstanding
+            .take()
+            .map(|out| out.task)
+            .into_iter()
+            .chain(sa.queue.drain(..))
+        {
+            task.abandon(&mut self.core, sa.local.ip());
+        }
+        if let Some((at, timer)) = sa.scheduled.take() {
+            self.timers.remove(&(at, timer, id));
+        }
+        if sa.half_open {
+            self.count_half_open(sa.remote.ip(), false);
+        }
+        let pair = (sa.local.ip(), sa.remote.ip());
+        if let Some(ids) = self.pairs.get_mut(&pair) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.pairs.remove(&pair);
+            }
+        }
+        let initiator = (sa.remote.ip(), sa.spi_i, sa.local.ip());
+        if self.by_initiator.get(&initiator) == Some(&id) {
+            self.by_initiator.remove(&initiator);
+        }
+        self.core.release_ike_spi(id.0);
+    }
+
+    fn count_half_open(&mut self, source: IpAddr, more: bool) {
+        let count = self.half_open.entry(source).or_default();
+        if more {
+            *count += 1;
+            self.half_open_total += 1;
+        } else {
+            *count = count.saturating_sub(1);
+            self.half_open_total = self.half_open_total.saturating_sub(1);
+        }
+        if *count == 0 {
+            self.half_open.remove(&source);
+        }
+    }
+
+    /// Brings the timer table and the half-open count up to date.
+    fn reschedule(&mut self, id: IkeSaId) {
+        let Some(sa) = self.sas.get_mut(&id) else { return };
+        let deadline = sa.deadline(&self.core.config);
+        if deadline != sa.scheduled {
+            if let Some((at, timer)) = sa.scheduled.take() {
+                self.timers.remove(&(at, timer, id));
+            }
+            if let Some((at, timer)) = deadline {
+                self.timers.insert((at, timer, id));
+            }
+            sa.scheduled = deadline;
+        }
+        let (half_open, source) = (sa.is_half_open(), sa.remote.ip());
+        if half_open != sa.half_open {
+            sa.half_open = half_open;
+            self.count_half_open(source, half_open);
+        }
+    }
+
+    /// After anything happened to an SA: what it asks of the others, and its timers.
+    fn after(&mut self, now: Instant, id: IkeSaId) {
+        for effect in ::core::mem::take(&mut self.core.effects) {
+            match effect {
+                Effect::InitialContact => self.initial_contact(now, id),
+                Effect::Established => self.settle(now, id),
+                Effect::Spawn(sa) => {
+                    let spawned = sa.id;
+                    self.insert(now, *sa);
+                    if let Some(sa) = self.sas.get_mut(&spawned) {
+                        pump(sa, &mut self.core, now);
+                    }
+                    self.reschedule(spawned);
+                }
+            }
+        }
+        self.reschedule(id);
     }
 }

@@ -1,0 +1,397 @@
+//! Building offers and choosing from them (RFC 7296 §2.7, §2.9, §3.3).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use towpath_base::crypto::{DhGroup, Integrity, Prf, SkCipher};
+use towpath_base::ids::Spi;
+use towpath_base::sa::{EspSuite, MAX_SELECTORS};
+use towpath_base::selector::TrafficSelector;
+
+use crate::proposal::{IkeProposal, IkeSuite};
+use crate::wire::{Proposal, Protocol, Transform, TransformType};
+
+/// Transform ID 0: no such algorithm, for integrity, key exchange and extended sequence numbers alike.
+const NONE: u16 = 0;
+const ENCR_AES_CBC: u16 = 12;
+const ENCR_AES_GCM_16: u16 = 20;
+const ESN: u16 = 1;
+
+const fn sized(kind: TransformType, id: u16, bits: u16) -> Transform {
+    Transform {
+        key_bits: Some(bits),
+        ..Transform::new(kind, id)
+    }
+}
+
+fn number(index: usize) -> u8 {
+    u8::try_from(index + 1).unwrap_or(u8::MAX)
+}
+
+fn cipher_transform(cipher: SkCipher) -> Transform {
+    sized(TransformType::ENCR, cipher.number(), cipher.key_bits())
+}
+
+/// Everything in `ours` as proposals of an SA payload.
+pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
+    let offer = |(index, proposal): (usize, &IkeProposal)| {
+        let plain = |kind, id| Transform::new(kind, id);
+        let mut transforms: Vec<_> = proposal
+            .ciphers
+            .iter()
+            .map(|cipher| cipher_transform(*cipher))
+            .collect();
+        transforms.extend(
+            proposal
+                .integrities
+                .iter()
+                .map(|value| plain(TransformType::INTEG, value.number())),
+        );
+        transforms.extend(
+            proposal
+                .prfs
+                .iter()
+                .map(|value| plain(TransformType::PRF, value.number())),
+        );
+        transforms.extend(
+            proposal
+                .groups
+                .iter()
+                .map(|value| plain(TransformType::KE, value.number())),
+        );
+        Proposal {
+            number: number(index),
+            protocol: Protocol::IKE,
+            spi: spi.to_vec(),
+            transforms,
+        }
+    };
+    ours.iter().take(255).enumerate().map(offer).collect()
+}
+
+/// Whether the list of one type holds `wanted`, attributes and all.
+fn offers(theirs: &Proposal, wanted: Transform) -> bool {
+    theirs.of(wanted.kind).any(|transform| *transform == wanted)
+}
+
+/// Whether a type is not asked for: nothing listed, or NONE among it.
+fn optional(theirs: &Proposal, kind: TransformType) -> bool {
+    theirs.of(kind).next().is_none() || offers(theirs, Transform::new(kind, NONE))
+}
+
+/// A proposal with a type we do not know cannot be accepted (RFC 7296 §3.3.6).
+fn only_types(theirs: &Proposal, kinds: &[TransformType]) -> bool {
+    theirs
+        .transforms
+        .iter()
+        .all(|transform| kinds.contains(&transform.kind))
+}
+
+fn first_offered<T: Copy>(ours: &[T], theirs: &Proposal, transform: impl Fn(T) -> Transform) -> Option<T> {
+    ours.iter()
+        .copied()
+        .find(|value| offers(theirs, transform(*value)))
+}
+
+fn match_ike(ours: &IkeProposal, theirs: &Proposal) -> Option<IkeSuite> {
+    use TransformType as T;
+    if !only_types(theirs, &[T::ENCR, T::PRF, T::INTEG, T::KE]) {
+        return None;
+    }
+    let plain = |kind| move |id| Transform::new(kind, id);
+    let cipher = first_offered(&ours.ciphers, theirs, cipher_transform)?;
+    let integrity = if cipher.is_aead() {
+        optional(theirs, T::INTEG).then_some(None)?
+    } else {
+        Some(first_offered(&ours.integrities, theirs, |value: Integrity| {
+            plain(T::INTEG)(value.number())
+        })?)
+    };
+    Some(IkeSuite {
+        cipher,
+        integrity,
+        prf: first_offered(&ours.prfs, theirs, |value: Prf| plain(T::PRF)(value.number()))?,
+        group: first_offered(&ours.groups, theirs, |value: DhGroup| {
+            plain(T::KE)(value.number())
+        })?,
+    })
+}
+
+/// A chosen IKE suite, where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChosenIke {
+    pub(crate) suite: IkeSuite,
+    pub(crate) number: u8,
+    /// SPI the other side gave, 8 bytes in a rekey, none in IKE_SA_INIT.
+    pub(crate) spi: Vec<u8>,
+}
+
+impl ChosenIke {
+    /// The answer, with our own SPI.
+    pub(crate) fn answer(&self, spi: &[u8]) -> Proposal {
+        let suite = &self.suite;
+        let mut transforms = vec![cipher_transform(suite.cipher)];
+        transforms.extend(
+            suite
+                .integrity
+                .map(|value| Transform::new(TransformType::INTEG, value.number())),
+        );
+        transforms.push(Transform::new(TransformType::PRF, suite.prf.number()));
+        transforms.push(Transform::new(TransformType::KE, suite.group.number()));
+        Proposal {
+            number: self.number,
+            protocol: Protocol::IKE,
+            spi: spi.to_vec(),
+            transforms,
+        }
+    }
+}
+
+/// Our most preferred suite that the other side accepts.
+pub(crate) fn choose_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
+    ours.iter().find_map(|our| {
+        let mut fitting = theirs
+            .iter()
+            .filter(|p| p.protocol == Protocol::IKE && p.spi.len() == spi_len);
+        fitting.find_map(|their| {
+            Some(ChosenIke {
+                suite: match_ike(our, their)?,
+                number: their.number,
+                spi: their.spi.clone(),
+            })
+        })
+    })
+}
+
+/// What the other side chose from our offer: one proposal, one transform of each type.
+pub(crate) fn accept_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
+    let [only] = theirs else { return None };
+    let expected = if only.of(TransformType::INTEG).next().is_some() {
+        4
+    } else {
+        3
+    };
+    (only.transforms.len() == expected).then_some(())?;
+    choose_ike(ours, theirs, spi_len)
+}
+
+fn esp_cipher(suite: EspSuite) -> Transform {
+    let id = if suite.is_aead() {
+        ENCR_AES_GCM_16
+    } else {
+        ENCR_AES_CBC
+    };
+    sized(TransformType::ENCR, id, 8 * suite.cipher_key_len() as u16)
+}
+
+fn esp_transforms(suite: EspSuite) -> Vec<Transform> {
+    let mut transforms = vec![esp_cipher(suite)];
+    if !suite.is_aead() {
+        transforms.push(Transform::new(
+            TransformType::INTEG,
+            Integrity::HmacSha256.number(),
+        ));
+    }
+    transforms
+}
+
+/// One proposal per suite. With `esn`, 64-bit sequence numbers are preferred, and 32-bit ones offered too.
+pub(crate) fn offer_esp(suites: &[EspSuite], esn: bool, spi: Spi) -> Vec<Proposal> {
+    let offer = |(index, suite): (usize, &EspSuite)| {
+        let mut transforms = esp_transforms(*suite);
+        let numbers: &[u16] = if esn { &[ESN, NONE] } else { &[NONE] };
+        transforms.extend(numbers.iter().map(|id| Transform::new(TransformType::ESN, *id)));
+        Proposal {
+            number: number(index),
+            protocol: Protocol::ESP,
+            spi: spi.0.to_be_bytes().to_vec(),
+            transforms,
+        }
+    };
+    suites.iter().take(255).enumerate().map(offer).collect()
+}
+
+/// A chosen ESP suite, where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChosenEsp {
+    pub(crate) suite: EspSuite,
+    pub(crate) esn: bool,
+    /// Group of an additional Diffie-Hellman exchange.
+    pub(crate) group: Option<DhGroup>,
+    pub(crate) number: u8,
+    /// SPI of packets to the other side.
+    pub(crate) spi: Spi,
+}
+
+impl ChosenEsp {
+    /// The answer, with our own SPI.
+    pub(crate) fn answer(&self, spi: Spi) -> Proposal {
+        let mut transforms = esp_transforms(self.suite);
+        transforms.extend(
+            self.group
+                .map(|group| Transform::new(TransformType::KE, group.number())),
+        );
+        transforms.push(Transform::new(TransformType::ESN, u16::from(self.esn)));
+        Proposal {
+            number: self.number,
+            protocol: Protocol::ESP,
+            spi: spi.0.to_be_bytes().to_vec(),
+            transforms,
+        }
+    }
+}
+
+fn match_esp(suite: EspSuite, theirs: &Proposal, esn_wanted: bool, esn_possible: bool) -> Option<ChosenEsp> {
+    use TransformType as T;
+    if theirs.protocol != Protocol::ESP || !only_types(theirs, &[T::ENCR, T::INTEG, T::KE, T::ESN]) {
+        return None;
+    }
+    // SPIs below 256 are reserved (RFC 4303 §2.1).
+    let spi = u32::from_be_bytes(theirs.spi.as_slice().try_into().ok()?);
+    let integrity = if suite.is_aead() {
+        optional(theirs, T::INTEG)
+    } else {
+        offers(theirs, Transform::new(T::INTEG, Integrity::HmacSha256.number()))
+    };
+    if spi < 256 || !integrity || !offers(theirs, esp_cipher(suite)) {
+        return None;
+    }
+    let short = optional(theirs, T::ESN);
+    let long = esn_possible && offers(theirs, Transform::new(T::ESN, ESN));
+    let group = if optional(theirs, T::KE) {
+        None
+    } else {
+        Some(
+            theirs
+                .of(T::KE)
+                .find_map(|t| DhGroup::from_number(t.id).filter(|_| !t.unknown_attribute))?,
+        )
+    };
+    (short || long).then_some(ChosenEsp {
+        suite,
+        esn: long && (esn_wanted || !short),
+        group,
+        number: theirs.number,
+        spi: Spi(spi),
+    })
+}
+
+/// Our most preferred suite that the other side accepts. 64-bit sequence numbers are taken where both sides want
+/// them or the other side insists.
+pub(crate) fn choose_esp(suites: &[EspSuite], esn: bool, theirs: &[Proposal]) -> Option<ChosenEsp> {
+    suites.iter().find_map(|suite| {
+        theirs
+            .iter()
+            .find_map(|their| match_esp(*suite, their, esn, true))
+    })
+}
+
+/// What the other side chose from our offer.
+pub(crate) fn accept_esp(suites: &[EspSuite], esn: bool, theirs: &[Proposal]) -> Option<ChosenEsp> {
+    let [only] = theirs else { return None };
+    let single = |kind| only.of(kind).count() <= 1;
+    let kinds = [
+        TransformType::ENCR,
+        TransformType::INTEG,
+        TransformType::KE,
+        TransformType::ESN,
+    ];
+    if !kinds.into_iter().all(single) {
+        return None;
+    }
+    suites.iter().find_map(|suite| match_esp(*suite, only, esn, esn))
+}
+
+/// The traffic both sides want protected, at most [`MAX_SELECTORS`] selectors; empty if there is none.
+pub(crate) fn narrow(ours: &[TrafficSelector], theirs: &[TrafficSelector]) -> Vec<TrafficSelector> {
+    let mut common: Vec<TrafficSelector> = Vec::new();
+    let pairs = theirs
+        .iter()
+        .flat_map(|their| ours.iter().filter_map(|our| their.intersect(our)));
+    for selector in pairs {
+        let covered = common
+            .iter()
+            .any(|known| known.intersect(&selector) == Some(selector));
+        if !covered && common.len() < MAX_SELECTORS {
+            common.push(selector);
+        }
+    }
+    common
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ours() -> Vec<IkeProposal> {
+        ["aes256gcm16-prfsha256-x25519", "aes256-sha256-modp2048"]
+            .map(|text| text.parse().unwrap())
+            .to_vec()
+    }
+
+    #[test]
+    fn our_order_decides_between_proposals() {
+        let mut theirs = offer_ike(&ours(), &[]);
+        theirs.reverse();
+        let chosen = choose_ike(&ours(), &theirs, 0).unwrap();
+        assert_eq!((chosen.suite.group, chosen.number), (DhGroup::X25519, 1));
+        let answer = [chosen.answer(&[])];
+        assert_eq!(accept_ike(&ours(), &answer, 0), Some(chosen));
+    }
+
+    #[test]
+    fn an_answer_with_two_transforms_of_a_type_is_refused() {
+        let mut answer = choose_ike(&ours(), &offer_ike(&ours(), &[]), 0)
+            .unwrap()
+            .answer(&[]);
+        answer.transforms.push(Transform::new(TransformType::KE, 14));
+        assert_eq!(accept_ike(&ours(), &[answer], 0), None);
+    }
+
+    #[test]
+    fn unknown_transform_types_and_attributes_are_not_chosen() {
+        let mut theirs = offer_ike(&ours()[..1], &[]);
+        theirs[0].transforms.push(Transform::new(TransformType(6), 36));
+        assert_eq!(choose_ike(&ours(), &theirs, 0), None);
+        let mut theirs = offer_ike(&ours()[..1], &[]);
+        theirs[0].transforms[0].unknown_attribute = true;
+        assert_eq!(choose_ike(&ours(), &theirs, 0), None);
+    }
+
+    #[test]
+    fn esn_is_taken_where_both_want_it_or_the_other_insists() {
+        let suites = [EspSuite::Aes256Gcm16];
+        let offer = |esn| offer_esp(&suites, esn, Spi(0x1000));
+        assert!(choose_esp(&suites, true, &offer(true)).unwrap().esn);
+        assert!(!choose_esp(&suites, false, &offer(true)).unwrap().esn);
+        assert!(!choose_esp(&suites, true, &offer(false)).unwrap().esn);
+        let mut insisting = offer(true);
+        insisting[0].transforms.pop();
+        assert!(choose_esp(&suites, false, &insisting).unwrap().esn);
+        assert_eq!(
+            accept_esp(&suites, false, &insisting),
+            None,
+            "we did not offer it"
+        );
+    }
+
+    #[test]
+    fn reserved_spis_are_refused() {
+        let offer = offer_esp(&[EspSuite::Aes128Gcm16], false, Spi(255));
+        assert_eq!(choose_esp(&[EspSuite::Aes128Gcm16], false, &offer), None);
+    }
+
+    #[test]
+    fn narrowing_keeps_the_common_part_once() {
+        let any = |text: &str| TrafficSelector::any_of(text.parse().unwrap());
+        let host = |text: &str| TrafficSelector::host(text.parse().unwrap());
+        // strongSwan sends the triggering packet first, then the configured selector.
+        let theirs = [host("10.0.0.1"), any("10.0.0.0/24"), any("2001:db8::/64")];
+        assert_eq!(narrow(&[host("10.0.0.1")], &theirs), [host("10.0.0.1")]);
+        assert_eq!(
+            narrow(&[any("0.0.0.0/0")], &theirs),
+            [host("10.0.0.1"), any("10.0.0.0/24")]
+        );
+        assert!(narrow(&[host("192.0.2.1")], &theirs).is_empty());
+    }
+}

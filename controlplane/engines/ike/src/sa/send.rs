@@ -1,0 +1,161 @@
+//! Requests and responses going out: one outstanding request at a time.
+
+use alloc::vec::Vec;
+
+use towpath_base::Instant;
+use towpath_base::crypto::{KeyGenerator, Rng};
+use towpath_base::ids::MessageId;
+
+use super::{Outstanding, Sa, State};
+use crate::command::{FailReason, Role};
+use crate::endpoint::Core;
+use crate::protect::protect;
+use crate::tasks::Task;
+use crate::wire::{ExchangeType, Header, Payload, encode_message};
+
+impl<P> super::IkeSa<P> {
+    pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: MessageId) -> Header {
+        Header {
+            spi_i: self.spi_i,
+            spi_r: self.spi_r,
+            next_payload: 0,
+            exchange,
+            from_initiator: self.role == Role::Initiator,
+            response,
+            message_id,
+        }
+    }
+
+    /// Queues a task unless the SA is over.
+    pub(crate) fn enqueue(&mut self, task: Task<P>) {
+        if !self.is_closed() {
+            self.queue.push_back(task);
+        }
+    }
+
+    /// Whether the next task may start. A held IKE_AUTH waits for the other of two simultaneous starts.
+    fn may_start(&self, now: Instant) -> bool {
+        let held = self.hold_until.is_some_and(|until| now < until);
+        let auth_next = matches!(self.queue.front(), Some(Task::IkeAuth { .. }));
+        self.outstanding.is_none() && !self.is_closed() && !(held && auth_next)
+    }
+}
+
+/// Builds a protected message of `sa`; `None` without keys.
+pub(crate) fn seal<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    header: Header,
+    payloads: &[Payload<'_>],
+) -> Option<Vec<u8>> {
+    let keys = sa.keys.as_ref()?;
+    let sk = match sa.role {
+        Role::Initiator => &keys.sk_i,
+        Role::Responder => &keys.sk_r,
+    };
+    let iv: Vec<u8> = if sk.cipher.is_aead() {
+        sa.next_iv.to_be_bytes().to_vec()
+    } else {
+        core.random::<16>().to_vec()
+    };
+    sa.next_iv = sa.next_iv.checked_add(1)?;
+    protect(&core.keygen, sk, &iv, header, payloads).ok()
+}
+
+/// Starts queued tasks while none is outstanding.
+pub(crate) fn pump<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, now: Instant) {
+    while sa.may_start(now) {
+        let Some(task) = sa.queue.pop_front() else { return };
+        start(sa, core, now, task);
+    }
+}
+
+fn start<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    now: Instant,
+    mut task: Task<K::Private>,
+) {
+    // A task whose object is gone meanwhile builds nothing.
+    let Some(payloads) = task.build(sa, core, now) else {
+        return;
+    };
+    let exchange = task.exchange();
+    let id = sa.next_request;
+    let header = sa.header(exchange, false, id);
+    let packet = if exchange == ExchangeType::IKE_SA_INIT {
+        Some(encode_message(header, &payloads))
+    } else {
+        seal(sa, core, header, &payloads)
+    };
+    let Some(packet) = packet else {
+        sa.end(core, now, FailReason::ProtocolError);
+        return;
+    };
+    if exchange == ExchangeType::IKE_SA_INIT
+        && let Some(init) = sa.init.as_mut()
+    {
+        init.message_i = packet.clone();
+    }
+    core.log(sa.id, sa.local.ip(), sa.remote.ip(), true, &header, &payloads);
+    core.transmit(sa.local, sa.remote, packet.clone());
+    sa.outstanding = Some(Outstanding {
+        task,
+        id,
+        packet,
+        count: 1,
+        due: now + core.config.retransmit.wait(1),
+    });
+}
+
+/// Sends a protected response and remembers it for retransmitted requests.
+pub(crate) fn answer<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    exchange: ExchangeType,
+    id: MessageId,
+    payloads: &[Payload<'_>],
+) {
+    let header = sa.header(exchange, true, id);
+    let Some(packet) = seal(sa, core, header, payloads) else {
+        return;
+    };
+    core.log(sa.id, sa.local.ip(), sa.remote.ip(), true, &header, payloads);
+    core.transmit(sa.local, sa.remote, packet.clone());
+    sa.last_response = Some((id, packet));
+}
+
+/// A request that is sent once and whose answer nobody waits for: the SA is over on our side.
+pub(crate) fn say_once<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    payloads: &[Payload<'_>],
+) {
+    let header = sa.header(ExchangeType::INFORMATIONAL, false, sa.next_request);
+    if let Some(packet) = seal(sa, core, header, payloads) {
+        core.log(sa.id, sa.local.ip(), sa.remote.ip(), true, &header, payloads);
+        core.transmit(sa.local, sa.remote, packet);
+    }
+}
+
+/// The retransmission timer of the outstanding request ran out.
+pub(crate) fn retransmit<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, now: Instant) {
+    let jitter = core.random::<1>();
+    let limits = core.config.retransmit;
+    let Some(outstanding) = sa.outstanding.as_mut() else {
+        return;
+    };
+    if outstanding.count >= limits.transmissions {
+        let reason = match (&outstanding.task, sa.state) {
+            (Task::DeleteIke { reason }, State::Deleting) => *reason,
+            _ => FailReason::Timeout,
+        };
+        sa.end(core, now, reason);
+        return;
+    }
+    outstanding.count += 1;
+    let wait = limits.wait(outstanding.count);
+    // Up to a quarter more, so that many SAs do not speak at once.
+    outstanding.due = now + wait + wait / 1024 * u32::from(jitter[0]);
+    core.transmit(sa.local, sa.remote, outstanding.packet.clone());
+}

@@ -1,0 +1,313 @@
+//! A CHILD SA comes about (RFC 7296 §1.2, §1.3.1): in IKE_AUTH, or by CREATE_CHILD_SA.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use towpath_base::Instant;
+use towpath_base::crypto::{KeyGenerator, Rng, Secret};
+use towpath_base::ids::Spi;
+use towpath_base::profile::IkeId;
+use towpath_base::sa::{ChildSa, Mode, Selectors};
+use towpath_base::selector::TrafficSelector;
+
+use super::Parts;
+use crate::choose::{ChosenEsp, accept_esp, choose_esp, narrow, offer_esp};
+use crate::command::{Command, FailReason, Role};
+use crate::config::Policy;
+use crate::endpoint::Core;
+use crate::sa::{Child, Sa, State, answer};
+use crate::wire::{Header, NotifyType, Payload, Protocol};
+
+/// Most CHILD SAs of one IKE SA.
+const MAX_CHILDREN: usize = 16;
+
+/// What both sides agreed on.
+pub(super) struct Agreement {
+    chosen: ChosenEsp,
+    mode: Mode,
+    local_ts: Vec<TrafficSelector>,
+    remote_ts: Vec<TrafficSelector>,
+}
+
+/// What keying material is made of.
+pub(super) struct Keying<'a> {
+    pub(super) ni: &'a [u8],
+    pub(super) nr: &'a [u8],
+    /// Of an additional key exchange.
+    pub(super) shared: Option<&'a Secret>,
+}
+
+/// The policy's selectors of both sides, addresses filled in.
+fn policy_selectors<P>(
+    sa: &crate::sa::IkeSa<P>,
+    policy: &Policy,
+) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    let or_host = |selectors: &[TrafficSelector], address| {
+        if selectors.is_empty() {
+            vec![TrafficSelector::host(address)]
+        } else {
+            selectors.to_vec()
+        }
+    };
+    (
+        or_host(&policy.local_ts, sa.local.ip()),
+        or_host(&policy.remote_ts, sa.remote.ip()),
+    )
+}
+
+/// SA, TSi, TSr and notifies of a request of ours.
+pub(super) fn offer<P>(sa: &crate::sa::IkeSa<P>, policy: &Policy, spi: Spi) -> Vec<Payload<'static>> {
+    let (local_ts, remote_ts) = policy_selectors(sa, policy);
+    let mut payloads = vec![
+        Payload::Sa(offer_esp(&policy.esp_suites, policy.esn, spi)),
+        Payload::TsI(local_ts),
+        Payload::TsR(remote_ts),
+    ];
+    payloads.extend(notifies(policy.mode));
+    payloads
+}
+
+/// The notifies that go with a CHILD SA. Our ESP does not strip traffic-flow padding (RFC 4303 §2.7).
+pub(super) fn notifies(mode: Mode) -> Vec<Payload<'static>> {
+    let mut payloads = vec![Payload::notify(
+        NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED,
+        &[][..],
+    )];
+    if mode == Mode::Transport {
+        payloads.push(Payload::notify(NotifyType::USE_TRANSPORT_MODE, &[][..]));
+    }
+    payloads
+}
+
+/// What the peer answered to our offer. `only` narrows to the selectors of a CHILD SA being replaced.
+pub(super) fn accept<P>(
+    sa: &crate::sa::IkeSa<P>,
+    parts: &Parts<'_>,
+    only: Option<&Child>,
+) -> Result<Agreement, FailReason> {
+    let policy = sa.policy.as_ref().ok_or(FailReason::ProtocolError)?;
+    let (Some(proposals), Some(ts_i), Some(ts_r)) = (parts.sa, parts.ts_i, parts.ts_r) else {
+        return Err(match parts.error() {
+            Some(NotifyType::NO_PROPOSAL_CHOSEN) => FailReason::NoProposalChosen,
+            Some(NotifyType::TS_UNACCEPTABLE) => FailReason::TsUnacceptable,
+            Some(other) => FailReason::Notify(other.0),
+            None => FailReason::ProtocolError,
+        });
+    };
+    let chosen = accept_esp(&policy.esp_suites, policy.esn, proposals)
+        .filter(|chosen| chosen.group.is_none())
+        .ok_or(FailReason::ProtocolError)?;
+    let (local_ts, remote_ts) = match only {
+        Some(child) => (child.local_ts.clone(), child.remote_ts.clone()),
+        None => policy_selectors(sa, policy),
+    };
+    let agreement = Agreement {
+        chosen,
+        mode: mode(parts, policy.mode),
+        local_ts: narrow(&local_ts, ts_i),
+        remote_ts: narrow(&remote_ts, ts_r),
+    };
+    if agreement.local_ts.is_empty() || agreement.remote_ts.is_empty() {
+        return Err(FailReason::TsUnacceptable);
+    }
+    Ok(agreement)
+}
+
+/// Transport mode where both sides want it (RFC 7296 §1.3.1).
+fn mode(parts: &Parts<'_>, ours: Mode) -> Mode {
+    match parts.notify(NotifyType::USE_TRANSPORT_MODE) {
+        Some(_) => ours,
+        None => Mode::Tunnel,
+    }
+}
+
+/// Chooses from the peer's offer.
+pub(super) fn choose<P>(
+    sa: &crate::sa::IkeSa<P>,
+    parts: &Parts<'_>,
+    key_exchange: bool,
+) -> Result<Agreement, NotifyType> {
+    let policy = sa.policy.as_ref().ok_or(NotifyType::NO_PROPOSAL_CHOSEN)?;
+    let (Some(proposals), Some(ts_i), Some(ts_r)) = (parts.sa, parts.ts_i, parts.ts_r) else {
+        return Err(NotifyType::INVALID_SYNTAX);
+    };
+    let chosen = choose_esp(&policy.esp_suites, policy.esn, proposals)
+        .filter(|chosen| key_exchange || chosen.group.is_none())
+        .ok_or(NotifyType::NO_PROPOSAL_CHOSEN)?;
+    let (local_ts, remote_ts) = policy_selectors(sa, policy);
+    let agreement = Agreement {
+        chosen,
+        mode: mode(parts, policy.mode),
+        local_ts: narrow(&local_ts, ts_r),
+        remote_ts: narrow(&remote_ts, ts_i),
+    };
+    if agreement.local_ts.is_empty() || agreement.remote_ts.is_empty() {
+        return Err(NotifyType::TS_UNACCEPTABLE);
+    }
+    Ok(agreement)
+}
+
+/// SA, TSi, TSr and notifies of a response of ours.
+pub(super) fn answer_payloads(agreement: &Agreement, spi: Spi) -> Vec<Payload<'static>> {
+    let mut payloads = vec![
+        Payload::Sa(vec![agreement.chosen.answer(spi)]),
+        Payload::TsI(agreement.remote_ts.clone()),
+        Payload::TsR(agreement.local_ts.clone()),
+    ];
+    payloads.extend(notifies(agreement.mode));
+    payloads
+}
+
+/// Derives the keys, notes the CHILD SA and tells the owner. `role` is ours in this exchange.
+pub(super) fn install<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    now: Instant,
+    agreement: Agreement,
+    spi_in: Spi,
+    role: Role,
+    keying: &Keying<'_>,
+    replaces: Option<Spi>,
+) -> Result<(), FailReason> {
+    let (keys, policy) = sa
+        .keys
+        .as_ref()
+        .zip(sa.policy.as_ref())
+        .ok_or(FailReason::ProtocolError)?;
+    let suite = agreement.chosen.suite;
+    let (to_responder, to_initiator) = keys
+        .keymat(&core.keygen, suite, keying.shared, keying.ni, keying.nr)
+        .ok_or(FailReason::ProtocolError)?;
+    let (keys_in, keys_out) = match role {
+        Role::Initiator => (to_initiator, to_responder),
+        Role::Responder => (to_responder, to_initiator),
+    };
+    let lifetime = policy.lifetime;
+    let after = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+    // Up to a tenth earlier, so that both sides rarely rekey at once.
+    let jitter = u32::from(core.random::<1>()[0]);
+    let soft_at = after(lifetime.soft_seconds).map(|soft| now + (soft - soft / 2560 * jitter));
+    sa.children.push(Child {
+        spi_in,
+        spi_out: agreement.chosen.spi,
+        soft_at,
+        hard_at: after(lifetime.hard_seconds).map(|hard| now + hard),
+        deleting: false,
+        rekeying: false,
+        replaced: false,
+        local_ts: agreement.local_ts.clone(),
+        remote_ts: agreement.remote_ts.clone(),
+        mode: agreement.mode,
+    });
+    core.commands.push_back(Command::ChildEstablished {
+        ike: sa.id,
+        tag: sa.tag.take(),
+        role,
+        child: ChildSa {
+            local: sa.local.ip(),
+            remote: sa.remote.ip(),
+            suite,
+            mode: agreement.mode,
+            esn: agreement.chosen.esn,
+            encap: sa.encap(),
+            spi_in,
+            spi_out: agreement.chosen.spi,
+            keys_in,
+            keys_out,
+            local_ts: Selectors::from_iter(agreement.local_ts),
+            remote_ts: Selectors::from_iter(agreement.remote_ts),
+            lifetime,
+        },
+        remote_id: sa.remote_id.clone().unwrap_or(IkeId::Address(sa.remote.ip())),
+        replaces,
+    });
+    Ok(())
+}
+
+/// Answers CREATE_CHILD_SA for a CHILD SA, new or in place of another.
+pub(super) fn respond<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    now: Instant,
+    header: &Header,
+    parts: &Parts<'_>,
+) -> Result<(), Payload<'static>> {
+    let refusal = |kind| Payload::notify(kind, &[][..]);
+    if sa.state != State::Established {
+        return Err(refusal(NotifyType::TEMPORARY_FAILURE));
+    }
+    if sa.children.len() >= MAX_CHILDREN {
+        return Err(refusal(NotifyType::NO_ADDITIONAL_SAS));
+    }
+    let ni = parts.nonce.ok_or(refusal(NotifyType::INVALID_SYNTAX))?;
+    let replaces = replaced(sa, parts)?;
+    let agreement = choose(sa, parts, true).map_err(refusal)?;
+    let exchanged = match (agreement.chosen.group, parts.ke) {
+        (None, _) => None,
+        (Some(group), Some((sent, public))) if sent == group.number() => Some(
+            core.keygen
+                .respond(group, public, &mut core.rng)
+                .map_err(|_| refusal(NotifyType::INVALID_SYNTAX))?,
+        ),
+        (Some(group), _) => {
+            let data = group.number().to_be_bytes().to_vec();
+            return Err(Payload::notify(NotifyType::INVALID_KE_PAYLOAD, data));
+        }
+    };
+    let nr = core.nonce();
+    let spi = core.new_esp_spi(sa.local.ip());
+    let mut payloads = answer_payloads(&agreement, spi);
+    payloads.insert(1, Payload::Nonce(nr.clone().into()));
+    if let (Some((public, _)), Some(group)) = (&exchanged, agreement.chosen.group) {
+        payloads.insert(
+            2,
+            Payload::Ke {
+                group: group.number(),
+                data: public.clone().into(),
+            },
+        );
+    }
+    let keying = Keying {
+        ni,
+        nr: &nr,
+        shared: exchanged.as_ref().map(|(_, shared)| shared),
+    };
+    if install(sa, core, now, agreement, spi, Role::Responder, &keying, replaces).is_err() {
+        core.release_esp_spi(sa.local.ip(), spi);
+        return Err(refusal(NotifyType::NO_PROPOSAL_CHOSEN));
+    }
+    if let Some(old) = replaces.and_then(|spi_in| sa.child_mut(spi_in)) {
+        // The peer deletes it (RFC 7296 §2.8); should it forget, the hard limit does.
+        old.replaced = true;
+        old.soft_at = None;
+    }
+    answer(sa, core, header.exchange, header.message_id, &payloads);
+    Ok(())
+}
+
+/// The CHILD SA that REKEY_SA names, by our inbound SPI.
+fn replaced<P>(sa: &crate::sa::IkeSa<P>, parts: &Parts<'_>) -> Result<Option<Spi>, Payload<'static>> {
+    let Some(notify) = parts.notify(NotifyType::REKEY_SA) else {
+        return Ok(None);
+    };
+    let named = <[u8; 4]>::try_from(notify.spi.as_ref())
+        .ok()
+        .map(u32::from_be_bytes);
+    let (Some(spi), true) = (named, notify.protocol == Protocol::ESP.0) else {
+        return Err(Payload::notify(NotifyType::INVALID_SYNTAX, &[][..]));
+    };
+    // The peer names the SPI of packets to itself (RFC 7296 §1.3.3).
+    match sa.children.iter().find(|child| child.spi_out == Spi(spi)) {
+        Some(child) if child.deleting || child.rekeying && sa.outstanding.is_some() => {
+            Err(Payload::notify(NotifyType::TEMPORARY_FAILURE, &[][..]))
+        }
+        Some(child) => Ok(Some(child.spi_in)),
+        None => {
+            let mut notify = crate::wire::Notify::new(NotifyType::CHILD_SA_NOT_FOUND, &[][..]);
+            notify.protocol = Protocol::ESP.0;
+            notify.spi = spi.to_be_bytes().to_vec().into();
+            Err(Payload::Notify(notify))
+        }
+    }
+}
