@@ -33,6 +33,7 @@ const LAB: &[&str] = &[
     "ethtool",
     "iputils-ping",
     "tcpdump",
+    "tcpreplay",
     "kmod",
     "busybox-static",
     "user-mode-linux",

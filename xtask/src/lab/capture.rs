@@ -221,6 +221,26 @@ fn parse(bytes: &[u8]) -> Result<Vec<Frame>> {
     Ok(frames)
 }
 
+/// Writes frames as a pcap file.
+pub fn write(file: &Path, frames: &[Frame]) -> Result<()> {
+    let mut out = Vec::new();
+    // Version 2.4, no zone, snap length, link type Ethernet.
+    out.extend(0xa1b2_c3d4_u32.to_ne_bytes());
+    out.extend(2_u16.to_ne_bytes());
+    out.extend(4_u16.to_ne_bytes());
+    [0_u32, 0, 65535, 1]
+        .iter()
+        .for_each(|word| out.extend(word.to_ne_bytes()));
+    for frame in frames {
+        let len = u32::try_from(frame.bytes.len())?;
+        let seconds = u32::try_from(frame.at.as_secs()).unwrap_or(u32::MAX);
+        let words = [seconds, frame.at.subsec_micros(), len, len];
+        words.iter().for_each(|word| out.extend(word.to_ne_bytes()));
+        out.extend(&frame.bytes);
+    }
+    std::fs::write(file, out).with_context(|| file.display().to_string())
+}
+
 /// Whether any frame contains these bytes.
 pub fn contains(frames: &[Frame], needle: &[u8]) -> bool {
     !needle.is_empty()
@@ -273,6 +293,22 @@ mod tests {
         );
         assert!(matches!(udp_what(4500, 4500, &[0; 40]), What::Ike { .. }));
         assert_eq!(udp_what(4500, 4500, &[0xff]), What::Other);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let frames = vec![
+            Frame {
+                at: Duration::new(7, 5000),
+                bytes: vec![1, 2, 3]
+            };
+            2
+        ];
+        let file = std::env::temp_dir().join(format!("towpath-capture-{}.pcap", std::process::id()));
+        write(&file, &frames).expect("the folder for temporary files is writable");
+        let back = read(&file);
+        let _ = std::fs::remove_file(&file);
+        assert_eq!(back.expect("it was just written"), frames);
     }
 
     #[test]

@@ -290,6 +290,16 @@ impl Lab {
         Capture::start(&self.net, node, interface, &self.dir.join("captures"))
     }
 
+    /// Sends frames as they are out of a node's `eth0`. Not for a guest kernel.
+    pub fn inject(&self, node: Node, frames: &[Frame]) -> Result<()> {
+        let file = self.dir.join("inject.pcap");
+        capture::write(&file, frames)?;
+        let cmd = Cmd::new("tcpreplay")
+            .args(["-q", "--pps=2000", "-i", "eth0"])
+            .arg(&file);
+        self.net.inside(node, cmd).limit(Duration::from_secs(60)).run()
+    }
+
     /// Ends what the lab started and removes its namespaces and files.
     pub fn down(&self) -> Result<()> {
         for node in Node::ALL {
