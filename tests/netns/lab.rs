@@ -6,11 +6,11 @@
 //! ```
 use std::time::Duration;
 
+use crate::LIMIT;
+
 use xtask::lab::{Charon, Conn, Family, Lab, Node, PeerKind, Suite, What};
 use xtask::proof::{runner, stack::programs};
 use xtask::sh::Cmd;
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// Brings up a lab with `peer` and a stand-in of the same kind, and connects them in every family and suite.
 fn both_charons_agree(peer: PeerKind) {

@@ -317,7 +317,9 @@ impl Lab {
             Process::note("left over in a namespace", pid).end(Duration::from_millis(500));
         }
         for node in Node::ALL {
-            let _ = std::fs::remove_file(strongswan::socket(&self.net, node));
+            for socket in ["vici", "admin", "terminal"] {
+                let _ = std::fs::remove_file(self.net.socket(node, socket));
+            }
         }
         let _ = std::fs::remove_dir_all(self.pin_dir());
         self.net.down()?;

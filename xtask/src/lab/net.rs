@@ -11,6 +11,7 @@
 //! limit keeps it from merging anything.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -171,6 +172,11 @@ impl Net {
     /// The namespace of a node.
     pub fn namespace(&self, node: Node) -> String {
         format!("{}-{}", self.prefix, node.name())
+    }
+
+    /// Where a control socket of a node lies. Not in the lab's folder: a socket's path is short.
+    pub fn socket(&self, node: Node, kind: &str) -> PathBuf {
+        PathBuf::from(format!("/run/{}.{kind}", self.namespace(node)))
     }
 
     /// Puts a command into a node's namespace, leaving its view of the file system alone: unlike

@@ -147,11 +147,6 @@ pub fn psk(terminal: Node) -> String {
     format!("lab-only {} with {}", terminal.identity(), Node::Peer.identity())
 }
 
-/// The control socket of a charon in a namespace. Not in the lab's folder: a socket's path is short.
-pub fn socket(net: &Net, node: Node) -> PathBuf {
-    PathBuf::from(format!("/run/{}.vici", net.namespace(node)))
-}
-
 /// swanctl.conf for these connections.
 fn swanctl_conf(conns: &[Conn]) -> String {
     let mut secrets: BTreeMap<(String, String), &str> = BTreeMap::new();
@@ -244,7 +239,7 @@ impl Charon {
                     .env("STRONGSWAN_CONF", charon.inner("strongswan.conf"));
                 let pid = net.inside(*node, cmd).spawn(&charon.dir.join("out"))?;
                 let process = Process::note(&format!("charon of {}", node.name()), pid);
-                let socket = socket(net, *node);
+                let socket = net.socket(*node, "vici");
                 if !wait_for(Duration::from_secs(10), || socket.exists() || !process.alive())
                     || !process.alive()
                 {
@@ -281,7 +276,7 @@ impl Charon {
     /// The control socket. The guest's cannot lie on the host's file system.
     fn vici(&self) -> String {
         match &self.place {
-            Place::Namespace(net, node) => socket(net, *node).display().to_string(),
+            Place::Namespace(net, node) => net.socket(*node, "vici").display().to_string(),
             Place::Guest(_) => "/run/t/vici".to_owned(),
         }
     }

@@ -105,6 +105,21 @@ fn real_interfaces(ifaces: &[String], config: &Path, object: &Path) -> Result<()
     std::process::exit(status)
 }
 
+/// Brings up an ephemeral lab with Towpath in it: for tests. The XDP object must have been built.
+pub fn stack_for_test(name: &str, peer: PeerKind) -> Result<Stack> {
+    let root = crate::root();
+    let object = ebpf::object_path(&root);
+    if !object.exists() {
+        bail!("the XDP program is not built: cargo xtask build-ebpf");
+    }
+    let lab = Lab::ephemeral(&root, name, peer)?;
+    let mut stack = Stack::start(lab, &object)?;
+    for node in [Node::Tb, Node::Peer] {
+        runner::start_server(&mut stack.lab, node)?;
+    }
+    Ok(stack)
+}
+
 /// Every scenario once; an error when one failed.
 fn once(root: &Path, args: &Args, object: &Path) -> Result<()> {
     let kinds = args

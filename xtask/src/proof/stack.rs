@@ -109,9 +109,8 @@ impl Stack {
         )
     }
 
-    /// The admin socket. Not in the lab's folder: a socket's path is short.
     fn socket(&self) -> PathBuf {
-        PathBuf::from(format!("/run/{}.admin", self.lab.net().namespace(Node::Gw)))
+        self.lab.net().socket(Node::Gw, "admin")
     }
 
     /// Starts the daemon and waits until it answers.
@@ -255,7 +254,7 @@ impl Stack {
              reserved_spi = {RESERVED_SPI}\nstate_file = {:?}\ncontrol_socket = {:?}\ndebug_key_log = {:?}\n{policies}",
             hex(ksub),
             self.path(&format!("{name}.state")),
-            format!("/run/{}.terminal", self.lab.net().namespace(terminal)),
+            self.lab.net().socket(terminal, "terminal"),
             self.path(&format!("{name}.keys")),
         )
     }
@@ -309,6 +308,18 @@ impl Stack {
                 .unwrap_or_default()),
             other => bail!("towpath sa list: {other}"),
         }
+    }
+
+    /// The daemon's counter of this name, summed over its groups.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let stats = self.cli(&["stats"])?;
+        let counters = find(&stats, "counters")
+            .and_then(Value::as_array)
+            .context("no counters")?;
+        let named = counters
+            .iter()
+            .filter(|c| c.get("name").and_then(Value::as_str) == Some(name));
+        Ok(named.filter_map(|c| c.get("packets")?.as_u64()).sum())
     }
 
     /// Every key known: what daemon and terminals logged, subscriber keys, pre-shared keys.
