@@ -1,1 +1,2 @@
 //! towpath-tests
+#![forbid(unsafe_code)]
