@@ -74,6 +74,7 @@ drop_reasons! {
     // -- added later: rows are counter indexes, so they stay in order of arrival --------------------
     EspFragment = "esp_fragment", "fragment where IPsec needs the whole packet";
     EspDummy = "esp_dummy", "dummy packet (RFC 4303 2.6), discarded as it should be";
+    SaRefused = "sa_refused", "the network refused the SA this packet needs";
 }
 
 #[cfg(test)]

@@ -79,6 +79,48 @@ pub fn esp(packet: &[u8]) -> Result<Located, DropReason> {
     })
 }
 
+/// What an IP packet carries, whatever it is. Offsets count from the IP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Upper-layer protocol.
+    pub protocol: u8,
+    /// Offset of the upper-layer header.
+    pub payload_at: usize,
+    /// Offset behind the packet.
+    pub end: usize,
+    /// A fragment, first or later.
+    pub fragment: bool,
+}
+
+/// Reads the IP header, IPv4 options and a bounded number of IPv6 extension headers.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn carried(packet: &[u8]) -> Result<Carried, DropReason> {
+    let ip = Ip::parse(packet, Walk::ToUpperLayer)?;
+    let Ip {
+        source,
+        destination,
+        protocol,
+        payload_at,
+        end,
+        fragment,
+        ..
+    } = ip;
+    Ok(Carried {
+        source,
+        destination,
+        protocol,
+        payload_at,
+        end,
+        fragment,
+    })
+}
+
 /// What selectors look at (RFC 4301 §4.4.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flow {

@@ -1,0 +1,286 @@
+//! Messages between core and network: what comes in changes the tables, what goes out is sealed when it is sent.
+
+use core::net::IpAddr;
+use core::time::Duration;
+
+use towpath_base::crypto::{EspProvider, Rng};
+use towpath_base::sa::{ChildSa, Class};
+use towpath_base::{DropReason, Instant, Spi};
+use towpath_keyx::SealedDatagram;
+use towpath_keyx::frame::{self, ReservedSpi};
+use towpath_keyx::message::{
+    self, FromTerminal, KeyTransfer, MessageType, Operation, Outcome, ProxyReply, SaName, ToTerminal,
+    TransferAck, TransferResult,
+};
+
+use crate::command::Event;
+use crate::enrolment::{Granted, Which};
+use crate::face::{Core, Secret};
+use crate::sad::NotInstalled;
+
+/// Acknowledgements waiting to be sent; one that finds no room is lost, and the network sends the transfer again.
+const ACKS: usize = 8;
+
+/// A sealed message and where it goes.
+pub(crate) struct Outgoing {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    sealed: SealedDatagram,
+}
+
+impl Outgoing {
+    pub(crate) fn write(&self, reserved: ReservedSpi, out: &mut [u8]) -> Option<usize> {
+        frame::wrap_into(reserved, self.sealed.as_bytes(), out)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ack {
+    which: Which,
+    ack: TransferAck,
+    name: SaName,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Acks([Option<Ack>; ACKS]);
+
+impl Acks {
+    fn push(&mut self, ack: Ack) {
+        if let Some(slot) = self.0.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(ack);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Ack> {
+        self.0.iter_mut().find_map(Option::take)
+    }
+
+    /// The current session became the previous one.
+    fn rotate(&mut self) {
+        for slot in &mut self.0 {
+            *slot = slot.take().filter(|ack| ack.which == Which::Current);
+            if let Some(ack) = slot {
+                ack.which = Which::Previous;
+            }
+        }
+    }
+}
+
+impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
+    Core<P, POLICIES, SAS, HOLD>
+{
+    // -- in ---------------------------------------------------------------------------------------------
+
+    /// The payload of a datagram to port 500. Its source is not looked at: the seal says who wrote it.
+    pub(crate) fn message(
+        &mut self,
+        now: Instant,
+        _source: IpAddr,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let sealed = frame::unwrap(self.reserved, payload).ok_or(DropReason::IkeUnexpected)?;
+        let header = message::peek(sealed)?;
+        match header.message_type {
+            MessageType::RegisterAck => {
+                let granted = self.enrolment.handle_ack(now, sealed)?;
+                self.granted(now, &granted);
+                Ok(())
+            }
+            MessageType::ReRegister => self.enrolment.handle_hint(now, &header),
+            MessageType::ProxyReply | MessageType::KeyTransfer => match self.enrolment.open(sealed)? {
+                (_, ToTerminal::ProxyReply(reply)) => {
+                    self.reply(now, &reply);
+                    Ok(())
+                }
+                (which, ToTerminal::KeyTransfer(transfer)) => {
+                    self.transfer(now, which, &transfer);
+                    Ok(())
+                }
+            },
+            _ => Err(DropReason::KeyxMalformed),
+        }
+    }
+
+    fn granted(&mut self, now: Instant, granted: &Granted) {
+        if let Some(tap) = self.tap {
+            tap(&Secret::Session(&granted.keys));
+        }
+        self.acks.rotate();
+        if granted.network_restarted {
+            while self.sad.pop().is_some() {}
+            self.events.push(Event::NetworkRestarted);
+        }
+        self.events.push(Event::Registered {
+            lifetime_seconds: granted.terms.lifetime_seconds,
+        });
+        self.requests.restart(now);
+    }
+
+    fn reply(&mut self, now: Instant, reply: &ProxyReply) {
+        match reply.outcome {
+            Outcome::Accepted => {
+                self.requests
+                    .accepted(now, reply.request_id, self.timing.request_accepted);
+            }
+            Outcome::Refused { reason, retry_after } => {
+                let hold_off = match retry_after {
+                    0 => self.timing.hold_off,
+                    seconds => Duration::from_secs(seconds.into()),
+                };
+                if let Some(request) = self.requests.refused(now, reply.request_id, hold_off) {
+                    let dropped = self.hold.drop_peer(request.peer);
+                    self.count_many(DropReason::SaRefused, dropped);
+                    self.events.push(Event::Refused {
+                        peer: request.peer,
+                        reason: Some(reason),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Carries a transfer out once, and acknowledges it each time it comes.
+    fn transfer(&mut self, now: Instant, which: Which, transfer: &KeyTransfer) {
+        let name = transfer.operation.name();
+        let Some(link) = self.enrolment.link(which) else {
+            return;
+        };
+        let seen = link.transfers.seen(transfer.transfer_id);
+        let was_deleted = link.transfers.was_deleted(&name);
+        let result = seen.unwrap_or_else(|| match &transfer.operation {
+            Operation::Delete(_) => {
+                self.delete(&name);
+                TransferResult::Done
+            }
+            // A late copy of what has ended since, or of what is there already: its counters must not start over.
+            Operation::Install { .. } if was_deleted || self.sad.contains(&name) => TransferResult::Done,
+            Operation::Install { class, replaces, sa } => self.install(now, *class, *replaces, sa),
+        });
+        if let Some(link) = self.enrolment.link(which) {
+            link.transfers.record(transfer.transfer_id, result);
+        }
+        if matches!(transfer.operation, Operation::Delete(_)) && seen.is_none() {
+            for which in [Which::Current, Which::Previous] {
+                if let Some(link) = self.enrolment.link(which) {
+                    link.transfers.record_deleted(&name);
+                }
+            }
+        }
+        self.acks.push(Ack {
+            which,
+            ack: TransferAck {
+                transfer_id: transfer.transfer_id,
+                result,
+            },
+            name,
+        });
+    }
+
+    fn delete(&mut self, name: &SaName) {
+        if self.sad.remove(name) {
+            self.events.push(Event::Deleted(*name));
+        }
+    }
+
+    fn install(&mut self, now: Instant, class: Class, replaces: Option<Spi>, sa: &ChildSa) -> TransferResult {
+        if !self.enrolment.addresses().contains(sa.local) {
+            return TransferResult::Unusable;
+        }
+        let name = SaName::of(sa);
+        match self
+            .sad
+            .install(&self.provider, now, class, sa, replaces, self.timing.linger)
+        {
+            Ok(()) => {}
+            Err(NotInstalled::Full) => return TransferResult::NoRoom,
+            Err(NotInstalled::Key(_)) => return TransferResult::Unusable,
+        }
+        if let Some(tap) = self.tap {
+            tap(&Secret::Sa(sa));
+        }
+        self.requests.satisfied(name.local, name.remote);
+        self.events.push(Event::Installed {
+            name,
+            class,
+            suite: sa.suite,
+            mode: sa.mode,
+            encap: sa.encap.is_some(),
+            rekey: replaces.is_some(),
+        });
+        TransferResult::Done
+    }
+
+    // -- out --------------------------------------------------------------------------------------------
+
+    /// The next message to send now.
+    pub(crate) fn poll_control(&mut self, now: Instant, rng: &mut (impl Rng + ?Sized)) -> Option<Outgoing> {
+        if let Some((sealed, before)) = self.enrolment.poll_register(now, &self.timing, rng) {
+            // The network may be reachable in one family only: take turns.
+            let addresses = self.enrolment.addresses();
+            let turn = before as usize % addresses.iter().count().max(1);
+            let source = addresses.iter().nth(turn)?;
+            let destination = self.towards_network(source);
+            return Some(Outgoing {
+                source,
+                destination,
+                sealed,
+            });
+        }
+        if let Some(sealed) = self.enrolment.poll_hello(now) {
+            return self.outgoing_for_anyone(sealed);
+        }
+        while let Some(Ack { which, ack, name }) = self.acks.pop() {
+            if let Some(sealed) = self.enrolment.seal(now, which, &FromTerminal::TransferAck(ack)) {
+                return Some(Outgoing {
+                    source: name.local,
+                    destination: name.remote,
+                    sealed,
+                });
+            }
+        }
+        if !self.enrolment.is_registered() {
+            return None;
+        }
+        let due = self.requests.poll(now, &self.timing)?;
+        let (source, destination) = (due.request.terminal, due.request.peer);
+        self.events.push(Event::Requesting {
+            peer: destination,
+            attempt: due.attempt,
+        });
+        let sealed = self
+            .enrolment
+            .seal(now, Which::Current, &FromTerminal::ProxyRequest(due.request))?;
+        Some(Outgoing {
+            source,
+            destination,
+            sealed,
+        })
+    }
+
+    /// The terminal leaves the network: writes the UDP payload of the message that says so to `out`; returns its
+    /// addresses and length. `None` if there is nothing to say it with. SAs stay as they are.
+    pub fn leave(
+        &mut self,
+        out: &mut [u8],
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Option<(core::net::SocketAddr, core::net::SocketAddr, usize)> {
+        let sealed = self.enrolment.deregister(rng)?;
+        let outgoing = self.outgoing_for_anyone(sealed)?;
+        let len = outgoing.write(self.reserved, out)?;
+        let port = towpath_common::wire::PORT_IKE;
+        Some((
+            (outgoing.source, port).into(),
+            (outgoing.destination, port).into(),
+            len,
+        ))
+    }
+
+    fn outgoing_for_anyone(&self, sealed: SealedDatagram) -> Option<Outgoing> {
+        let source = self.enrolment.addresses().iter().next()?;
+        Some(Outgoing {
+            source,
+            destination: self.towards_network(source),
+            sealed,
+        })
+    }
+}

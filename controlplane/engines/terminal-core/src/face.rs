@@ -1,0 +1,583 @@
+//! The face of the terminal core, and the packet path.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::time::Duration;
+
+use towpath_base::crypto::{EspProvider, Rng};
+use towpath_base::key::SecretKey;
+use towpath_base::packet::PacketBuf;
+use towpath_base::sa::{ChildSa, Class, EspSuite, Mode};
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_common::wire::{NON_ESP_MARKER_LEN, PORT_IKE, PORT_IKE_NATT, protocol};
+use towpath_ipsec::Flow;
+use towpath_ipsec::locate::{self, Carried};
+use towpath_keyx::SessionKeys;
+use towpath_keyx::frame::ReservedSpi;
+use towpath_keyx::message::SaName;
+use towpath_keyx::registration::Addresses;
+
+use crate::command::{Command, Event, Events, Timer};
+use crate::control::Acks;
+use crate::enrolment::Enrolment;
+use crate::headers;
+use crate::hold::HoldQueue;
+use crate::policy::{Action, Policy, Spd};
+use crate::request::Requests;
+use crate::sad::{Due, Sad};
+
+/// Room every packet needs in front of it: outer IPv6 header, UDP, ESP header, IV, and what [`Core::handle_esp`] adds.
+pub const BUFFER_HEADROOM: usize = 128;
+/// Room every packet needs behind it: padding, ESP trailer, ICV.
+pub const BUFFER_TAILROOM: usize = 64;
+
+/// Where a registration is sent when no policy names an address of the family: the gateway takes it whatever it
+/// says (addresses for documentation, RFC 5737 and RFC 3849: nobody is there).
+const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+/// What a terminal is provisioned with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Number the registry gave the subscriber.
+    pub subscriber: SubscriberHandle,
+    /// Subscriber key.
+    pub ksub: SecretKey<32>,
+    /// The terminal's addresses, at most four, at least one; the first of a family speaks for it.
+    pub addresses: Addresses,
+    /// Marks messages to and from the network.
+    pub reserved: ReservedSpi,
+    /// The last value [`Command::Persist`] stored; 0 in a new terminal.
+    pub counter: u64,
+    /// Time limits.
+    pub timing: Timing,
+}
+
+/// Time limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// Wait after the first registration of an attempt, doubled after each.
+    pub register_first: Duration,
+    /// Longest wait between registrations of an attempt.
+    pub register_longest: Duration,
+    /// Wait after the first transmission of a proxy request, doubled after each.
+    pub request_first: Duration,
+    /// Longest wait between transmissions of a proxy request.
+    pub request_longest: Duration,
+    /// Transmissions of a proxy request before it is given up.
+    pub request_transmissions: u32,
+    /// Patience with a request the network accepted.
+    pub request_accepted: Duration,
+    /// Time without requests for a peer after a refusal that names none.
+    pub hold_off: Duration,
+    /// How long a packet waits for its SA.
+    pub hold: Duration,
+    /// How long a replaced SA still receives.
+    pub linger: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            register_first: Duration::from_secs(1),
+            register_longest: Duration::from_secs(32),
+            request_first: Duration::from_millis(500),
+            request_longest: Duration::from_secs(8),
+            request_transmissions: 8,
+            request_accepted: Duration::from_secs(10),
+            hold_off: Duration::from_secs(5),
+            hold: Duration::from_secs(10),
+            linger: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InvalidConfig {
+    /// More policies than the core was built for.
+    TooManyPolicies,
+    /// No address to register.
+    NoAddress,
+}
+
+impl fmt::Display for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooManyPolicies => "more policies than this terminal holds",
+            Self::NoAddress => "at least one address is needed",
+        })
+    }
+}
+
+impl core::error::Error for InvalidConfig {}
+
+/// What to do with a packet that was handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// The buffer holds an IP packet for the network: sealed, or in clear because policy says so.
+    Transmit,
+    /// The buffer holds a plain IP packet for the applications.
+    Deliver,
+    /// Taken over: held until its SA is there, or a message for the core. The buffer is free.
+    Consumed,
+    /// Dropped and counted.
+    Drop(DropReason),
+}
+
+/// Something to send, in the buffer given to [`Core::poll_transmit`].
+#[derive(Debug)]
+pub enum Transmit<'b> {
+    /// A whole IP packet.
+    Packet(PacketBuf<'b>),
+    /// A UDP datagram.
+    Datagram {
+        /// One of the terminal's addresses, port 500.
+        source: SocketAddr,
+        /// A peer, port 500. The gateway takes it on the way.
+        destination: SocketAddr,
+        /// UDP payload.
+        payload: &'b [u8],
+    },
+}
+
+/// What a key tap is shown.
+#[derive(Debug)]
+pub enum Secret<'a> {
+    /// Keys of an SA that is being installed.
+    Sa(&'a ChildSa),
+    /// Keys of a new session.
+    Session(&'a SessionKeys),
+}
+
+/// Called with every secret: for laboratory tests that search captures for keys. Never in service.
+pub type KeyTap = fn(&Secret<'_>);
+
+/// One SA, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaStatus {
+    /// Addresses and SPIs.
+    pub name: SaName,
+    /// What the gateway may do with it.
+    pub class: Class,
+    /// Algorithms.
+    pub suite: EspSuite,
+    /// Transport or tunnel.
+    pub mode: Mode,
+    /// UDP-encapsulated.
+    pub encap: bool,
+    /// Replaced by a newer one: receives, does not send.
+    pub replaced: bool,
+    /// Packets sent.
+    pub packets_out: u64,
+    /// Bytes sent: plain IP packets.
+    pub bytes_out: u64,
+    /// Packets received.
+    pub packets_in: u64,
+    /// Bytes received: plain IP packets.
+    pub bytes_in: u64,
+}
+
+/// A terminal with at most `POLICIES` policies and `SAS` pairs of SAs, holding at most `HOLD` bytes of packets.
+///
+/// It lies in one piece wherever it is put: a host may want to box it.
+pub struct Core<P: EspProvider, const POLICIES: usize = 32, const SAS: usize = 32, const HOLD: usize = 65536>
+{
+    pub(crate) provider: P,
+    pub(crate) reserved: ReservedSpi,
+    pub(crate) timing: Timing,
+    spd: Spd<POLICIES>,
+    pub(crate) sad: Sad<P::Transform, SAS>,
+    pub(crate) hold: HoldQueue<HOLD>,
+    pub(crate) requests: Requests,
+    pub(crate) enrolment: Enrolment,
+    pub(crate) acks: Acks,
+    pub(crate) events: Events<16>,
+    drops: [u32; DropReason::COUNT],
+    pub(crate) tap: Option<KeyTap>,
+}
+
+impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
+    Core<P, POLICIES, SAS, HOLD>
+{
+    /// A terminal that is about to register.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`].
+    pub fn new(provider: P, config: Config, policies: &[Policy]) -> Result<Self, InvalidConfig> {
+        let Config {
+            subscriber,
+            ksub,
+            addresses,
+            reserved,
+            counter,
+            timing,
+        } = config;
+        if addresses.is_empty() {
+            return Err(InvalidConfig::NoAddress);
+        }
+        Ok(Self {
+            provider,
+            reserved,
+            timing,
+            spd: Spd::new(policies).ok_or(InvalidConfig::TooManyPolicies)?,
+            sad: Sad::new(),
+            hold: HoldQueue::new(),
+            requests: Requests::default(),
+            enrolment: Enrolment::new(subscriber, ksub, addresses, counter),
+            acks: Acks::default(),
+            events: Events::new(),
+            drops: [0; DropReason::COUNT],
+            tap: None,
+        })
+    }
+
+    /// Shows every secret to `tap` from now on. Never in service.
+    pub const fn danger_set_key_tap(&mut self, tap: KeyTap) {
+        self.tap = Some(tap);
+    }
+
+    /// The terminal's addresses changed; it registers anew at once.
+    pub fn set_addresses(&mut self, now: Instant, addresses: Addresses) {
+        self.enrolment.set_addresses(now, addresses);
+    }
+
+    // -- packets ----------------------------------------------------------------------------------------
+
+    /// A plain IP packet of an application, with rooms as [`BUFFER_HEADROOM`] and [`BUFFER_TAILROOM`] say (K8).
+    pub fn handle_plain(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Disposition {
+        self.plain(now, packet, rng)
+            .unwrap_or_else(|reason| self.count(reason))
+    }
+
+    fn plain(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Disposition, DropReason> {
+        let flow = Flow::of(packet.bytes())?;
+        let peer = match self.spd.outgoing(&flow) {
+            Action::Bypass => return Ok(Disposition::Transmit),
+            Action::Discard => return Err(DropReason::PolicyDiscard),
+            Action::Protect { peer } => peer.unwrap_or(flow.destination),
+        };
+        if let Some(pair) = self.sad.outgoing(peer, &flow) {
+            match pair.outbound.seal(now, packet, rng) {
+                Ok(_) => return Ok(Disposition::Transmit),
+                Err(DropReason::EspLifetimeExpired | DropReason::EspSequenceExhausted) => {
+                    // Of no use any more: as if it were not there.
+                    let name = pair.name;
+                    self.sad.remove(&name);
+                    self.events.push(Event::Expired(name));
+                }
+                Err(reason) => return Err(reason),
+            }
+        }
+        let terminal = self.speaker_for(flow.source, peer).ok_or(DropReason::NoRoute)?;
+        self.requests.want(now, terminal, peer, Some(&flow), None)?;
+        self.hold
+            .push(now, self.timing.hold, peer, packet.bytes())
+            .map_err(|_| DropReason::HoldQueueFull)?;
+        Ok(Disposition::Consumed)
+    }
+
+    /// The terminal's address in a request: the packet's own if it is one of them, else the first of the family.
+    fn speaker_for(&self, source: IpAddr, peer: IpAddr) -> Option<IpAddr> {
+        let addresses = self.enrolment.addresses();
+        let own = addresses.contains(source) && source.is_ipv4() == peer.is_ipv4();
+        if own {
+            return Some(source);
+        }
+        addresses
+            .iter()
+            .find(|address| address.is_ipv4() == peer.is_ipv4())
+    }
+
+    /// An IP packet from the network, of any kind: ESP, UDP-encapsulated ESP, a message of the network, or clear.
+    pub fn handle_network(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Disposition {
+        self.network(now, packet)
+            .unwrap_or_else(|reason| self.count(reason))
+    }
+
+    fn network(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Disposition, DropReason> {
+        let Carried {
+            source,
+            protocol,
+            payload_at,
+            end,
+            fragment,
+            ..
+        } = locate::carried(packet.bytes())?;
+        match protocol {
+            protocol::ESP => return self.sealed(now, packet),
+            protocol::UDP if !fragment => {
+                let udp = packet.bytes().get(payload_at..end).unwrap_or(&[]);
+                let (header, payload) = udp.split_first_chunk::<8>().ok_or(DropReason::Truncated)?;
+                match u16::from_be_bytes([header[2], header[3]]) {
+                    PORT_IKE_NATT => return self.encapsulated(now, packet, payload_at + 8),
+                    PORT_IKE => return self.message(now, source, payload).map(|()| Disposition::Consumed),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        match self.spd.incoming(&Flow::of(packet.bytes())?) {
+            Action::Bypass => Ok(Disposition::Deliver),
+            Action::Protect { .. } | Action::Discard => Err(DropReason::PolicyDiscard),
+        }
+    }
+
+    /// A packet to port 4500, its UDP payload at `at`: ESP, IKE or a keep-alive (RFC 3948 §2).
+    fn encapsulated(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        at: usize,
+    ) -> Result<Disposition, DropReason> {
+        match packet.bytes().get(at..) {
+            Some([0xff]) => Ok(Disposition::Consumed),
+            Some(payload) if payload.starts_with(&[0; NON_ESP_MARKER_LEN]) => Err(DropReason::IkeUnexpected),
+            _ => self.sealed(now, packet),
+        }
+    }
+
+    fn sealed(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Disposition, DropReason> {
+        let at = locate::esp(packet.bytes())?;
+        let pair = self
+            .sad
+            .incoming(at.destination, at.spi)
+            .ok_or(DropReason::EspUnknownSpi)?;
+        pair.inbound.open(now, packet)?;
+        Ok(Disposition::Deliver)
+    }
+
+    /// An ESP packet without its IP header (as a raw IPv6 socket gives it). `packet` needs 40 bytes in front.
+    pub fn handle_esp(
+        &mut self,
+        now: Instant,
+        source: IpAddr,
+        destination: IpAddr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Disposition {
+        match headers::prepend_ip(packet, source, destination, protocol::ESP) {
+            Some(()) => self
+                .sealed(now, packet)
+                .unwrap_or_else(|reason| self.count(reason)),
+            None => self.count(DropReason::NoHeadroom),
+        }
+    }
+
+    /// The payload of a UDP datagram to port 4500 (as a UDP socket gives it). `packet` needs 48 bytes in front.
+    pub fn handle_encapsulated(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        destination: SocketAddr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Disposition {
+        let len = packet.len();
+        let outcome = match headers::prepend_udp(packet, source, destination) {
+            Some(()) => {
+                let at = packet.len() - len;
+                self.encapsulated(now, packet, at)
+            }
+            None => Err(DropReason::NoHeadroom),
+        };
+        outcome.unwrap_or_else(|reason| self.count(reason))
+    }
+
+    /// The payload of a UDP datagram to port 500: a message of the network. Refused ones are counted.
+    pub fn handle_datagram(&mut self, now: Instant, source: IpAddr, payload: &[u8]) {
+        if let Err(reason) = self.message(now, source, payload) {
+            self.count(reason);
+        }
+    }
+
+    // -- output -----------------------------------------------------------------------------------------
+
+    /// The next thing to send, written to `buffer`: at least [`BUFFER_HEADROOM`] + MTU + [`BUFFER_TAILROOM`] bytes.
+    /// Call until `None`.
+    pub fn poll_transmit<'b>(
+        &mut self,
+        now: Instant,
+        buffer: &'b mut [u8],
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Option<Transmit<'b>> {
+        if let Some(datagram) = self.poll_control(now, rng) {
+            let len = datagram.write(self.reserved, buffer)?;
+            let payload = buffer.get(..len)?;
+            return Some(Transmit::Datagram {
+                source: SocketAddr::new(datagram.source, PORT_IKE),
+                destination: SocketAddr::new(datagram.destination, PORT_IKE),
+                payload,
+            });
+        }
+        let (start, len) = self.poll_held(now, buffer, rng)?;
+        PacketBuf::new(buffer, start, len).map(Transmit::Packet)
+    }
+
+    /// Seals the next held packet whose SA has come; returns where in `buffer` it is.
+    fn poll_held(
+        &mut self,
+        now: Instant,
+        buffer: &mut [u8],
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Option<(usize, usize)> {
+        loop {
+            let sad = &self.sad;
+            let ready =
+                |peer: IpAddr, packet: &[u8]| Flow::of(packet).is_ok_and(|flow| sad.admits(peer, &flow));
+            let sealed = match self.hold.take(ready, buffer, BUFFER_HEADROOM)? {
+                Err(_) => Err(DropReason::NoHeadroom),
+                Ok(len) => {
+                    let mut packet = PacketBuf::new(buffer, BUFFER_HEADROOM, len)?;
+                    match self.plain(now, &mut packet, rng) {
+                        Ok(Disposition::Transmit) => return Some((packet.start(), packet.len())),
+                        // Its SA expired at this moment; it is held again.
+                        Ok(_) => Ok(()),
+                        Err(reason) => Err(reason),
+                    }
+                }
+            };
+            if let Err(reason) = sealed {
+                self.count(reason);
+            }
+        }
+    }
+
+    /// The next request to the surroundings. Call until `None`.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        if let Some(mark) = self.enrolment.poll_persist() {
+            return Some(Command::Persist(mark));
+        }
+        self.events.pop().map(Command::Tell)
+    }
+
+    /// [`Command::Persist`] was carried out: `counter` survives from now on.
+    pub fn persisted(&mut self, counter: u64) {
+        self.enrolment.handle_persisted(counter);
+    }
+
+    // -- time -------------------------------------------------------------------------------------------
+
+    /// When to call [`Core::handle_timeout`], and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        [
+            (self.enrolment.register_due(), Timer::Register),
+            (self.enrolment.expires(), Timer::RegistrationEnd),
+            (self.enrolment.hello_due(), Timer::Keepalive),
+            (
+                self.requests.poll_timeout(self.enrolment.is_registered()),
+                Timer::Request,
+            ),
+            (self.hold.poll_timeout(), Timer::Hold),
+            (self.sad.poll_timeout(), Timer::Sa),
+        ]
+        .into_iter()
+        .filter_map(|(at, timer)| at.map(|at| (at, timer)))
+        .min_by_key(|(at, _)| *at)
+    }
+
+    /// Time passed. Then [`Core::poll_transmit`] has what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.enrolment.expire(now) {
+            self.events.push(Event::RegistrationExpired);
+        }
+        let stale = self.hold.drop_stale(now);
+        self.count_many(DropReason::HoldTimeout, stale);
+        while let Some(due) = self.sad.poll_due(now) {
+            match due {
+                Due::Expired(name) => self.events.push(Event::Expired(name)),
+                Due::Renew(name) => {
+                    // Held off or no room: the hard limit leads to a request of its own.
+                    let _ = self
+                        .requests
+                        .want(now, name.local, name.remote, None, Some(name.spi_in));
+                }
+            }
+        }
+        while let Some(request) = self.requests.take_unanswered(now, &self.timing) {
+            let dropped = self.hold.drop_peer(request.peer);
+            self.count_many(DropReason::HoldTimeout, dropped);
+            self.events.push(Event::Refused {
+                peer: request.peer,
+                reason: None,
+            });
+        }
+    }
+
+    // -- for people -------------------------------------------------------------------------------------
+
+    /// True while there is a session with the network.
+    pub const fn is_registered(&self) -> bool {
+        self.enrolment.is_registered()
+    }
+
+    /// The terminal's addresses.
+    pub const fn addresses(&self) -> &Addresses {
+        self.enrolment.addresses()
+    }
+
+    /// Packets held now.
+    pub const fn held(&self) -> usize {
+        self.hold.len()
+    }
+
+    /// Packets and messages dropped for `reason` so far.
+    pub fn drops(&self, reason: DropReason) -> u32 {
+        self.drops.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// Every SA.
+    pub fn sas(&self) -> impl Iterator<Item = SaStatus> {
+        self.sad.iter().map(|pair| SaStatus {
+            name: pair.name,
+            class: pair.class,
+            suite: pair.suite,
+            mode: pair.mode,
+            encap: pair.encap,
+            replaced: pair.is_replaced(),
+            packets_out: pair.outbound.meter().packets(),
+            bytes_out: pair.outbound.meter().bytes(),
+            packets_in: pair.inbound.meter().packets(),
+            bytes_in: pair.inbound.meter().bytes(),
+        })
+    }
+
+    // -- helpers ----------------------------------------------------------------------------------------
+
+    pub(crate) fn count(&mut self, reason: DropReason) -> Disposition {
+        self.count_many(reason, 1);
+        Disposition::Drop(reason)
+    }
+
+    pub(crate) fn count_many(&mut self, reason: DropReason, packets: u32) {
+        if let Some(counter) = self.drops.get_mut(reason as usize) {
+            *counter = counter.saturating_add(packets);
+        }
+    }
+
+    /// Where a message that is for no particular peer goes from `terminal`: the first peer of the family. The
+    /// gateway takes it on the way, whatever the address.
+    pub(crate) fn towards_network(&self, terminal: IpAddr) -> IpAddr {
+        let nowhere = if terminal.is_ipv4() {
+            NOWHERE_V4
+        } else {
+            NOWHERE_V6
+        };
+        self.spd
+            .iter()
+            .filter_map(|policy| match policy.action {
+                Action::Protect { peer } => Some(peer.unwrap_or(policy.remote.first)),
+                Action::Bypass | Action::Discard => None,
+            })
+            .find(|peer| peer.is_ipv4() == terminal.is_ipv4() && !peer.is_unspecified())
+            .unwrap_or(nowhere)
+    }
+}
