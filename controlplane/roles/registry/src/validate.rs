@@ -163,6 +163,12 @@ fn peer(subscriber: &Subscriber, index: usize, policy: &PeerPolicy) -> Checked {
             return fail(field, format!("{length} bytes, expected 1 to 255"));
         }
     }
+    if policy.ike_proposals.is_empty() {
+        return fail("ike_proposals", "none, expected at least one".into());
+    }
+    if policy.esp_suites.is_empty() {
+        return fail("esp_suites", "none, expected at least one".into());
+    }
     for text in &policy.ike_proposals {
         if let Err(error) = text.parse::<IkeProposal>() {
             return fail("ike_proposals", format!("`{}`: {error}", text.escape_debug()));

@@ -242,7 +242,8 @@ pub struct IkeInfo {
 /// One counter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {
-    /// What it belongs to: `verdict`, `drop`, `worker`, `keyserver`, `registry`.
+    /// What it belongs to: `divert`, `forward`, `pass`, `drop` (the XDP program's), `gateway`, `worker`, `keyserver`,
+    /// `registry`.
     pub group: String,
     /// Stable name, `snake_case`.
     pub name: String,
@@ -252,6 +253,30 @@ pub struct Counter {
     pub packets: u64,
     /// Bytes; 0 where bytes are not counted.
     pub bytes: u64,
+}
+
+impl Counter {
+    /// A counter of the XDP program.
+    pub fn of_dataplane(counter: towpath_common::counter::Counter, packets: u64, bytes: u64) -> Self {
+        Self {
+            group: counter.verdict().into(),
+            name: counter.name().into(),
+            text: counter.text().into(),
+            packets,
+            bytes,
+        }
+    }
+
+    /// Packets dropped for `reason` in user space.
+    pub fn of_drops(group: &str, reason: towpath_common::DropReason, packets: u64) -> Self {
+        Self {
+            group: group.into(),
+            name: reason.name().into(),
+            text: reason.text().into(),
+            packets,
+            bytes: 0,
+        }
+    }
 }
 
 /// All counters.

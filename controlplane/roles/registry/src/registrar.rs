@@ -1,0 +1,465 @@
+//! Registrations, credentials, and what follows from them for gateways and keyservers.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use towpath_base::crypto::Rng;
+use towpath_base::profile::{Attachment, PeerPolicy, Psk, Subscriber, SubscriberSecrets};
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_fabric::{Datagram, Event, FromRegistry, SessionGrant, SessionId, ToRegistry};
+use towpath_keyx::message::peek;
+use towpath_keyx::registration::{Registration, Terms, open_registration};
+use towpath_store::{Location, Store, StoreError};
+use towpath_telemetry::admin::{self, AdminError, Reply, SubscriberRequest};
+
+use crate::admin::{Change, apply};
+use crate::limiter::Limiter;
+use crate::locations::{Locations, Registered};
+
+/// Limits and terms of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Seconds a registration lasts.
+    pub lifetime_seconds: u32,
+    /// Seconds between signs of life of a silent terminal; 0 for none.
+    pub keepalive_seconds: u32,
+    /// Registrations of one terminal per minute, on average.
+    pub registrations_per_minute: u32,
+    /// Registrations of one terminal at once.
+    pub registrations_burst: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            lifetime_seconds: 3600,
+            keepalive_seconds: 20,
+            registrations_per_minute: 20,
+            registrations_burst: 10,
+        }
+    }
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// To the gateway.
+    Gateway,
+    /// To the keyserver.
+    Keyserver,
+}
+
+/// A registry.
+pub struct Registry<R: Rng> {
+    config: Config,
+    store: Box<dyn Store>,
+    rng: R,
+    /// Changes with every start: sessions do not survive one, and terminals learn it from this.
+    epoch: u64,
+    /// Point in time that corresponds to `unix` seconds since 1970.
+    origin: (Instant, u64),
+    locations: Locations,
+    limiter: Limiter,
+    sessions: u32,
+    messages: VecDeque<(Destination, FromRegistry)>,
+}
+
+/// A store that fails is logged; the message is not answered, and the terminal tries again.
+fn failed(error: &StoreError) {
+    tracing::error!(%error, "registry: the store failed");
+}
+
+impl<R: Rng> Registry<R> {
+    /// A registry over `store`. `unix_now`: seconds since 1970 at `now`. Grants for fixed attachments and for
+    /// registrations that still last are ready to be polled.
+    pub fn new(
+        store: Box<dyn Store>,
+        config: Config,
+        rng: R,
+        now: Instant,
+        unix_now: u64,
+    ) -> Result<Self, StoreError> {
+        let epoch = store.next_epoch()?;
+        let limiter = Limiter::new(config.registrations_per_minute, config.registrations_burst);
+        let mut registry = Self {
+            config,
+            store,
+            rng,
+            epoch,
+            origin: (now, unix_now),
+            locations: Locations::default(),
+            limiter,
+            sessions: 0,
+            messages: VecDeque::new(),
+        };
+        for subscriber in registry.store.fixed()? {
+            registry.grant(subscriber, Vec::new());
+        }
+        for (handle, location) in registry.store.locations()? {
+            let left = location.expires_unix.saturating_sub(unix_now);
+            let subscriber = registry.store.get(handle)?.filter(|_| left > 0);
+            let Some(subscriber) = subscriber else {
+                registry.store.forget_location(handle)?;
+                continue;
+            };
+            // A clock that was wrong must not make a registration last longer than it may.
+            let left = left.min(registry.config.lifetime_seconds.into());
+            let registered = Registered {
+                addresses: location.addresses.clone(),
+                expires: now + Duration::from_secs(left),
+            };
+            registry.locations.insert(handle, registered);
+            if subscriber.attachment == Attachment::Registered {
+                registry.grant(subscriber, location.addresses);
+            }
+        }
+        Ok(registry)
+    }
+
+    /// A message of a gateway or a keyserver.
+    pub fn handle(&mut self, now: Instant, message: ToRegistry) {
+        match message {
+            ToRegistry::Register { datagram } => {
+                if let Err(reason) = self.register(now, &datagram) {
+                    self.send(Destination::Gateway, FromRegistry::Refused(reason.into()));
+                }
+            }
+            // The keyserver keeps the session; the registration it came with is valid already.
+            ToRegistry::SessionConfirmed { .. } => {}
+            ToRegistry::Credential {
+                request,
+                subscriber,
+                peer,
+            } => {
+                let credential = self.credential(subscriber, peer);
+                let answer = FromRegistry::Credential {
+                    request,
+                    subscriber,
+                    credential,
+                };
+                self.send(Destination::Keyserver, answer);
+            }
+            ToRegistry::LocationExpired { subscriber } => self.end(subscriber, "was not heard of"),
+        }
+    }
+
+    /// Ends registrations whose time has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(subscriber) = self.locations.expired(now) {
+            self.end(subscriber, "registration ended");
+        }
+    }
+
+    /// When [`Registry::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.locations.next_expiry()
+    }
+
+    /// The next message to send.
+    pub fn poll(&mut self) -> Option<(Destination, FromRegistry)> {
+        self.messages.pop_front()
+    }
+
+    /// A command about subscribers.
+    pub fn handle_admin(&mut self, now: Instant, request: SubscriberRequest) -> Result<Reply, AdminError> {
+        let (mut reply, changes) = apply(&*self.store, request)?;
+        for change in changes {
+            self.follow(change);
+        }
+        match &mut reply {
+            Reply::Subscriber(shown) => shown.location = self.location(now, shown.subscriber.handle),
+            Reply::Subscribers(page) => {
+                let locations = page
+                    .records
+                    .iter()
+                    .map(|record| self.location(now, record.subscriber.handle));
+                page.locations = locations.collect();
+            }
+            _ => {}
+        }
+        Ok(reply)
+    }
+
+    /// Terminals registered now.
+    pub fn registered(&self) -> u64 {
+        self.locations.len() as u64
+    }
+
+    /// Subscribers in the store; 0 if it fails.
+    pub fn subscribers(&self) -> u64 {
+        self.store.count().unwrap_or_else(|error| {
+            failed(&error);
+            0
+        })
+    }
+
+    /// The subscriber with this handle.
+    pub fn subscriber(&self, handle: SubscriberHandle) -> Option<Subscriber> {
+        self.store.get(handle).unwrap_or_else(|error| {
+            failed(&error);
+            None
+        })
+    }
+
+    fn send(&mut self, destination: Destination, message: FromRegistry) {
+        self.messages.push_back((destination, message));
+    }
+
+    fn grant(&mut self, subscriber: Subscriber, addresses: Vec<IpAddr>) {
+        let grant = FromRegistry::Grant {
+            subscriber,
+            addresses,
+        };
+        self.send(Destination::Gateway, grant);
+    }
+
+    fn event(&mut self, name: &str, terminal: Option<IpAddr>, kind: &str, text: String) {
+        let event = Event {
+            subscriber: name.into(),
+            terminal,
+            peer: None,
+            kind: kind.into(),
+            text,
+        };
+        self.send(Destination::Gateway, FromRegistry::Event(event));
+    }
+
+    fn location(&self, now: Instant, handle: SubscriberHandle) -> Option<admin::Location> {
+        self.locations.get(handle).map(|registered| admin::Location {
+            addresses: registered.addresses.clone(),
+            expires_in_seconds: registered.expires.saturating_since(now).as_secs(),
+        })
+    }
+
+    // -- registrations ------------------------------------------------------------------------------------
+
+    /// Everything that can be refused is, before the counter is stored; after that the answer follows.
+    fn register(&mut self, now: Instant, datagram: &Datagram) -> Result<(), DropReason> {
+        let handle = peek(&datagram.payload)?.subscriber;
+        let (subscriber, secrets) = self.known(handle)?;
+        let source = datagram.source.ip();
+        let registration = open_registration(&secrets.ksub, source, &datagram.payload)?;
+        let addresses: Vec<IpAddr> = registration.addresses.iter().collect();
+        if !addresses.iter().all(|address| subscriber.may_use(*address)) {
+            return Err(DropReason::KeyxWrongAddress);
+        }
+        let last = self.store.last_counter(handle).map_err(internal)?;
+        registration.check_counter(last)?;
+        if !self.limiter.allow(now, handle) {
+            return Err(DropReason::KeyxRateLimited);
+        }
+        if registration.leaving {
+            return self.leave(&registration);
+        }
+        if addresses.iter().any(|address| self.taken(handle, *address)) {
+            return Err(DropReason::KeyxWrongAddress);
+        }
+        self.accept(
+            now,
+            subscriber,
+            &secrets,
+            &registration,
+            addresses,
+            datagram.source,
+        )
+    }
+
+    fn known(&self, handle: SubscriberHandle) -> Result<(Subscriber, SubscriberSecrets), DropReason> {
+        let subscriber = self.store.get(handle).map_err(internal)?;
+        let subscriber = subscriber.ok_or(DropReason::KeyxUnknownSubscriber)?;
+        let secrets = self.store.secrets(handle).map_err(internal)?;
+        let secrets = secrets.ok_or(DropReason::KeyxUnknownSubscriber)?;
+        Ok((subscriber, secrets))
+    }
+
+    /// Whether somebody else is at `address`: an authentic subscriber must not take another's place.
+    fn taken(&self, handle: SubscriberHandle, address: IpAddr) -> bool {
+        let registered = self.locations.owner(address);
+        let fixed = self.store.fixed_owner(address).unwrap_or_else(|error| {
+            failed(&error);
+            None
+        });
+        registered.into_iter().chain(fixed).any(|owner| owner != handle)
+    }
+
+    /// The terminal says goodbye. The counter counts as for a registration, or a replay could end a later one.
+    fn leave(&mut self, registration: &Registration) -> Result<(), DropReason> {
+        let handle = registration.subscriber;
+        let gone = Location {
+            addresses: Vec::new(),
+            expires_unix: 0,
+        };
+        let fresh = self
+            .store
+            .accept_registration(handle, registration.counter, &gone)
+            .map_err(internal)?;
+        if !fresh {
+            return Err(DropReason::KeyxReplayed);
+        }
+        self.end(handle, "left");
+        Ok(())
+    }
+
+    fn accept(
+        &mut self,
+        now: Instant,
+        subscriber: Subscriber,
+        secrets: &SubscriberSecrets,
+        registration: &Registration,
+        addresses: Vec<IpAddr>,
+        source: SocketAddr,
+    ) -> Result<(), DropReason> {
+        let handle = subscriber.handle;
+        let lifetime = u64::from(self.config.lifetime_seconds);
+        let (origin, unix) = self.origin;
+        let unix_now = unix.saturating_add(now.saturating_since(origin).as_secs());
+        let location = Location {
+            addresses: addresses.clone(),
+            expires_unix: unix_now.saturating_add(lifetime),
+        };
+        let fresh = self
+            .store
+            .accept_registration(handle, registration.counter, &location)
+            .map_err(internal)?;
+        if !fresh {
+            return Err(DropReason::KeyxReplayed);
+        }
+        let mut nonce = [0; 32];
+        self.rng.fill(&mut nonce);
+        let terms = Terms {
+            lifetime_seconds: self.config.lifetime_seconds,
+            keepalive_seconds: self.config.keepalive_seconds,
+            epoch: self.epoch,
+        };
+        let answer = registration
+            .answer(&secrets.ksub, &nonce, &terms)
+            .map_err(|_| DropReason::KeyxMalformed)?;
+        let registered = Registered {
+            addresses: addresses.clone(),
+            expires: now + Duration::from_secs(lifetime),
+        };
+        let old = self.locations.insert(handle, registered);
+        let grant = SessionGrant {
+            subscriber: handle,
+            name: subscriber.name.clone(),
+            session: self.next_session(),
+            t2n: answer.keys.t2n.clone(),
+            n2t: answer.keys.n2t.clone(),
+            addresses: addresses.clone(),
+            lifetime_seconds: self.config.lifetime_seconds,
+        };
+        // The keyserver knows the session before the terminal does.
+        self.send(Destination::Keyserver, FromRegistry::Session(grant));
+        let moved = old.is_none_or(|old| old.addresses != addresses);
+        let name = subscriber.name.clone();
+        if moved && subscriber.attachment == Attachment::Registered {
+            self.grant(subscriber, addresses);
+        }
+        let sealed = answer.datagram.as_bytes().to_vec();
+        let answer = FromRegistry::Answer {
+            terminal: source,
+            sealed,
+        };
+        self.send(Destination::Gateway, answer);
+        let kind = if moved { "registered" } else { "renewed" };
+        self.event(&name, Some(source.ip()), kind, format!("for {lifetime} s"));
+        Ok(())
+    }
+
+    /// Unique over restarts, for the epoch is.
+    fn next_session(&mut self) -> SessionId {
+        self.sessions = self.sessions.wrapping_add(1);
+        SessionId(self.epoch << 32 | u64::from(self.sessions))
+    }
+
+    /// The registration of `handle` is over, for a reason that people read.
+    fn end(&mut self, handle: SubscriberHandle, why: &str) {
+        let Some(gone) = self.locations.remove(handle) else {
+            return;
+        };
+        if let Err(error) = self.store.forget_location(handle) {
+            // It would be granted again after a restart, until it expires.
+            failed(&error);
+        }
+        self.send(
+            Destination::Keyserver,
+            FromRegistry::SessionEnded { subscriber: handle },
+        );
+        let subscriber = self.subscriber(handle);
+        let fixed = subscriber
+            .as_ref()
+            .is_some_and(|subscriber| subscriber.attachment == Attachment::Fixed);
+        if !fixed {
+            self.send(
+                Destination::Gateway,
+                FromRegistry::Withdraw { subscriber: handle },
+            );
+        }
+        let name = subscriber.map_or_else(|| handle.to_string(), |subscriber| subscriber.name);
+        self.event(&name, gone.addresses.first().copied(), "unregistered", why.into());
+    }
+
+    // -- credentials --------------------------------------------------------------------------------------
+
+    /// Policy and pre-shared key for one peer, if the subscriber may talk to it.
+    fn credential(&self, handle: SubscriberHandle, peer: IpAddr) -> Option<(PeerPolicy, Psk)> {
+        let (subscriber, secrets) = self.known(handle).ok()?;
+        let matches = |policy: &PeerPolicy| policy.peer.contains(peer);
+        let index = subscriber.peers.iter().position(matches)?;
+        let psk = secrets.psks.get(index)?.clone();
+        Some((subscriber.peers.into_iter().nth(index)?, psk))
+    }
+
+    // -- administration -----------------------------------------------------------------------------------
+
+    /// Tells gateway and keyserver what an operator changed.
+    fn follow(&mut self, change: Change) {
+        match change {
+            Change::Added(new) => self.attach(new),
+            Change::Replaced { old, new } => {
+                self.detach(&old, "was replaced");
+                self.attach(new);
+            }
+            Change::Removed(old) => self.detach(&old, "was removed"),
+            Change::Profile(new) if new.attachment == Attachment::Fixed => self.grant(new, Vec::new()),
+            Change::Profile(new) => {
+                let registered = self.locations.get(new.handle);
+                if let Some(addresses) = registered.map(|registered| registered.addresses.clone()) {
+                    self.grant(new, addresses);
+                }
+            }
+        }
+    }
+
+    /// Serves a fixed attachment; whoever is registered at its addresses has to give way.
+    fn attach(&mut self, new: Subscriber) {
+        if new.attachment != Attachment::Fixed {
+            return;
+        }
+        for prefix in &new.addresses {
+            for other in self.locations.inside(*prefix) {
+                if other != new.handle {
+                    self.end(other, "address was given to another");
+                }
+            }
+        }
+        self.grant(new, Vec::new());
+    }
+
+    /// Everything of a subscriber ends, registered or not.
+    fn detach(&mut self, old: &Subscriber, why: &str) {
+        let subscriber = old.handle;
+        let gone = self.locations.remove(subscriber);
+        self.send(Destination::Keyserver, FromRegistry::SessionEnded { subscriber });
+        self.send(Destination::Gateway, FromRegistry::Withdraw { subscriber });
+        let terminal = gone.and_then(|gone| gone.addresses.first().copied());
+        self.event(&old.name, terminal, "unregistered", why.into());
+    }
+}
+
+/// The store failed: nothing is known about the subscriber now.
+fn internal(error: StoreError) -> DropReason {
+    failed(&error);
+    DropReason::KeyxUnknownSubscriber
+}
