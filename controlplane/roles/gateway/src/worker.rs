@@ -103,6 +103,17 @@ impl Counters {
         }
     }
 
+    /// Name, text and count of everything that is not a drop.
+    pub fn totals(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        [
+            ("forwarded", "sent on through a transmit ring", &self.forwarded),
+            ("through_kernel", "sent on through the kernel: next hop not known yet", &self.through_kernel),
+            ("to_control", "handed to the control thread", &self.to_control),
+        ]
+        .map(|(name, text, counter)| (name, text, counter.load(Ordering::Relaxed)))
+        .into_iter()
+    }
+
     /// Drops by reason, those that happened.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         let counts = self.drops.iter().map(|counter| counter.load(Ordering::Relaxed));
@@ -119,6 +130,7 @@ pub struct Worker {
     commands: SyncSender<Command>,
     wake: Arc<EventFd>,
     counters: Arc<Counters>,
+    zero_copy: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -146,6 +158,7 @@ impl Worker {
         P::Transform: Send,
         R: Rng + Send + 'static,
     {
+        let zero_copy = parts.sockets.is_zero_copy();
         let (commands, inbox) = sync_channel(COMMANDS);
         let wake = Arc::new(EventFd::from_flags(
             EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
@@ -184,6 +197,7 @@ impl Worker {
             commands,
             wake,
             counters,
+            zero_copy,
             thread: Some(thread),
         })
     }
@@ -203,6 +217,11 @@ impl Worker {
         let (sender, receiver) = oneshot::channel();
         self.command(Command::Snapshot(sender));
         receiver
+    }
+
+    /// Whether frames reach the devices without a copy.
+    pub const fn is_zero_copy(&self) -> bool {
+        self.zero_copy
     }
 
     /// Its counters.

@@ -181,6 +181,14 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             .flat_map(|(key, pair)| pair.children.iter().map(|child| (*key, pair.subscriber, child)))
     }
 
+    /// Name of the subscriber that registered with `address`; the address itself if none did.
+    pub fn subscriber_at(&self, address: IpAddr) -> String {
+        match self.owner_of(address) {
+            Some(subscriber) => self.sessions.name(subscriber),
+            None => address.to_string(),
+        }
+    }
+
     /// Ends every IKE SA with a Delete: the peers learn at once that this keyserver goes away.
     pub fn shutdown(&mut self, now: Instant) {
         let ids: Vec<IkeSaId> = self.endpoint.list(now).map(|info| info.id).collect();

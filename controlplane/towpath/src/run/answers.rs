@@ -1,0 +1,215 @@
+//! What the admin socket is told: status, SAs, counters.
+
+use std::collections::HashMap;
+
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_common::counter::Counter as DataplaneCounter;
+use towpath_gateway::datapath::{SaCounters, SaKey};
+use towpath_gateway::worker::Snapshot;
+use towpath_ike::{IkeSaInfo, IkeState, Role};
+use towpath_keyserver::pairs::{Child, PairKey};
+use towpath_telemetry::admin::{
+    AdminError, Counter, ErrorKind, IkeInfo, PortStatus, Reply, Request, SaFilter, SaInfo, Stats, Status,
+    Traffic,
+};
+
+use super::daemon::Daemon;
+
+type Answer = Result<Reply, AdminError>;
+
+impl Daemon {
+    /// Answers one request.
+    pub(super) async fn answer(&mut self, now: Instant, request: Request) -> Answer {
+        match request {
+            Request::Status => self.status(now),
+            Request::SaList(filter) => Ok(Reply::SaList(self.sas(now, &filter).await)),
+            Request::SaShow { spi } => {
+                let mut sas = self.sas(now, &SaFilter::default()).await;
+                sas.retain(|sa| sa.spi_in == spi || sa.spi_out == spi);
+                if sas.is_empty() {
+                    let message = format!("no SA has SPI {spi}; `towpath sa list` shows those there are");
+                    return Err(AdminError::new(ErrorKind::NotFound, message));
+                }
+                Ok(Reply::SaList(sas))
+            }
+            Request::Stats => self.stats(),
+            Request::IkeList => Ok(Reply::IkeList(self.ike_sas(now))),
+            Request::Subscriber(request) => self.registry.handle_admin(now, request),
+            // The server itself streams them.
+            Request::Events => Ok(Reply::Events),
+        }
+    }
+
+    fn status(&mut self, now: Instant) -> Answer {
+        let established = self
+            .keyserver
+            .ike_sas(now)
+            .filter(|info| info.state == IkeState::Established)
+            .count() as u64;
+        let total = self.keyserver.ike_sas(now).count() as u64;
+        let ports = self.dataplane.ports().iter().map(|port| PortStatus {
+            name: port.device.name.clone(),
+            ifindex: port.device.ifindex,
+            role: match port.role {
+                towpath_common::abi::Role::Access => "access".into(),
+                towpath_common::abi::Role::Core => "core".into(),
+            },
+            xdp_mode: port.mode.name().into(),
+            queues: port.device.queues,
+            zero_copy: self.worker.is_zero_copy(),
+        });
+        Ok(Reply::Status(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: now.saturating_since(self.started).as_secs(),
+            roles: self.config.roles.iter().map(|role| role.name().into()).collect(),
+            ports: ports.collect(),
+            workers: 1,
+            subscribers: self.registry.subscribers(),
+            registered: self.registry.registered(),
+            ike_sas: established,
+            ike_half_open: total - established,
+            child_sas: self.keyserver.child_sas().count() as u64,
+        }))
+    }
+
+    async fn sas(&self, now: Instant, filter: &SaFilter) -> Vec<SaInfo> {
+        // A worker that has stopped answers nothing: the SAs are shown without traffic.
+        let Snapshot { sas, .. } = self.worker.snapshot().await.unwrap_or_default();
+        let traffic: HashMap<SaKey, SaCounters> = sas
+            .into_iter()
+            .map(|(_, key, counters)| (key, counters))
+            .collect();
+        let mut infos: Vec<SaInfo> = self
+            .keyserver
+            .child_sas()
+            .filter_map(|(key, subscriber, child)| self.sa(now, key, subscriber, child, &traffic))
+            .filter(|sa| matches(filter, sa))
+            .collect();
+        infos.sort_by_key(|sa| (sa.terminal, sa.peer, sa.spi_in));
+        infos
+    }
+
+    fn sa(
+        &self,
+        now: Instant,
+        key: PairKey,
+        handle: SubscriberHandle,
+        child: &Child,
+        traffic: &HashMap<SaKey, SaCounters>,
+    ) -> Option<SaInfo> {
+        let (subscriber, _) = self
+            .control
+            .served()
+            .find(|(subscriber, _)| subscriber.handle == handle)?;
+        let sa_key = SaKey {
+            local: key.local,
+            remote: key.remote,
+            spi_in: child.spi_in,
+            spi_out: child.spi_out,
+        };
+        let counters = traffic.get(&sa_key).copied().unwrap_or_default();
+        Some(SaInfo {
+            subscriber: subscriber.name.clone(),
+            operator: subscriber.operator.clone(),
+            handle,
+            terminal: key.local,
+            peer: key.remote,
+            spi_in: child.spi_in,
+            spi_out: child.spi_out,
+            class: child.class,
+            suite: Some(child.suite),
+            mode: Some(child.mode),
+            esn: Some(child.esn),
+            udp_encap: child.udp_encap,
+            transferred: child.acknowledged,
+            age_seconds: now.saturating_since(child.established).as_secs(),
+            to_terminal: Traffic {
+                packets: counters.packets_to_terminal,
+                bytes: counters.bytes_to_terminal,
+            },
+            to_peer: Traffic {
+                packets: counters.packets_to_peer,
+                bytes: counters.bytes_to_peer,
+            },
+            local_ts: child.local_ts.iter().copied().collect(),
+            remote_ts: child.remote_ts.iter().copied().collect(),
+        })
+    }
+
+    fn ike_sas(&self, now: Instant) -> Vec<IkeInfo> {
+        self.keyserver.ike_sas(now).map(|info| self.ike(info)).collect()
+    }
+
+    fn ike(&self, info: IkeSaInfo) -> IkeInfo {
+        let subscriber = self.keyserver.subscriber_at(info.local.ip());
+        IkeInfo {
+            subscriber,
+            local: info.local.ip(),
+            remote: info.remote.ip(),
+            local_id: info.local_id.map(|id| id.to_string()),
+            remote_id: info.remote_id.map(|id| id.to_string()),
+            spi_i: info.spi_i.to_string(),
+            spi_r: info.spi_r.to_string(),
+            initiator: info.role == Role::Initiator,
+            state: info.state.to_string().to_lowercase(),
+            proposal: info.suite.map(|suite| suite.to_string()),
+            age_seconds: info.age_seconds.unwrap_or(0),
+        }
+    }
+
+    fn stats(&mut self) -> Answer {
+        let dataplane = self
+            .dataplane
+            .counters()
+            .map_err(|error| AdminError::internal(error.to_string()))?;
+        let mut counters: Vec<Counter> = dataplane
+            .into_iter()
+            .filter(|(counter, count)| !matches!(counter, DataplaneCounter::Drop(_)) || count.packets > 0)
+            .map(|(counter, count)| Counter::of_dataplane(counter, count.packets, count.bytes))
+            .collect();
+        let worker = self.worker.counters();
+        counters.extend(
+            worker
+                .totals()
+                .map(|(name, text, packets)| named("worker", name, text, packets)),
+        );
+        counters.extend(
+            worker
+                .drops()
+                .map(|(reason, packets)| named("worker_drop", reason.name(), reason.text(), packets)),
+        );
+        let refused = DropReason::ALL
+            .iter()
+            .zip(self.refused)
+            .filter(|(_, count)| *count > 0);
+        counters.extend(
+            refused.map(|(reason, packets)| named("control_drop", reason.name(), reason.text(), packets)),
+        );
+        Ok(Reply::Stats(Stats { counters }))
+    }
+}
+
+fn named(group: &str, name: &str, text: &str, packets: u64) -> Counter {
+    Counter {
+        group: group.into(),
+        name: name.into(),
+        text: text.into(),
+        packets,
+        bytes: 0,
+    }
+}
+
+fn matches(filter: &SaFilter, sa: &SaInfo) -> bool {
+    filter
+        .operator
+        .as_ref()
+        .is_none_or(|operator| *operator == sa.operator)
+        && filter
+            .subscriber
+            .as_ref()
+            .is_none_or(|subscriber| *subscriber == sa.subscriber)
+        && filter
+            .address
+            .is_none_or(|address| address == sa.terminal || address == sa.peer)
+}

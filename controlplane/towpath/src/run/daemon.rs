@@ -1,0 +1,335 @@
+//! The roles of this process and the messages between them.
+//!
+//! The types are those of `towpath-fabric`; with everything in one process they are passed as values.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use towpath_base::profile::Subscriber;
+use towpath_base::{DropReason, Instant};
+use towpath_bpf::Dataplane;
+use towpath_common::wire::PORT_IKE;
+use towpath_crypto::{IkeCrypto, SystemRng};
+use towpath_fabric::{Datagram, FromKeyserver, FromRegistry};
+use towpath_gateway::control::{Control, Limits, Output};
+use towpath_gateway::datagram;
+use towpath_gateway::worker::{FromWorker, Worker};
+use towpath_kernel::{RawIpSender, SendError};
+use towpath_keyserver::Keyserver;
+use towpath_keyx::ReservedSpi;
+use towpath_keyx::transfer::Backoff;
+use towpath_registry::{Destination, Registry};
+use towpath_store::{Kek, RedbStore};
+use towpath_telemetry::admin::{Event, EventBus, Request, Responder};
+
+use super::keylog::KeyLog;
+use crate::config::Config;
+
+/// Everything that runs here.
+pub(super) struct Daemon {
+    pub(super) config: Config,
+    pub(super) dataplane: Dataplane,
+    pub(super) worker: Worker,
+    pub(super) control: Control,
+    pub(super) keyserver: Keyserver<IkeCrypto, SystemRng>,
+    pub(super) registry: Registry<SystemRng>,
+    pub(super) started: Instant,
+    /// Messages of the control path that were refused, by reason.
+    pub(super) refused: [u64; DropReason::COUNT],
+    kernel: RawIpSender,
+    events: EventBus,
+    keylog: Option<KeyLog>,
+}
+
+impl Daemon {
+    /// Opens the store and makes the roles; nothing is served before [`Self::start`].
+    pub(super) fn new(
+        config: Config,
+        dataplane: Dataplane,
+        worker: Worker,
+        events: EventBus,
+    ) -> Result<Self> {
+        let kek = Kek::load(&config.store.kek_file)?;
+        let store = RedbStore::open(&config.store.path, &kek)?;
+        let now = super::now();
+        let unix_now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let registry = Registry::new(
+            Box::new(store),
+            registry_config(&config),
+            SystemRng,
+            now,
+            unix_now,
+        )?;
+        let limits = Limits {
+            sealed_per_second: config.gateway.requests_per_second,
+            sealed_burst: config.gateway.requests_burst,
+        };
+        let keylog = config.debug.key_log.as_deref().map(KeyLog::create).transpose()?;
+        Ok(Self {
+            control: Control::new(ReservedSpi(config.gateway.reserved_spi), limits),
+            keyserver: Keyserver::new(keyserver_config(&config), IkeCrypto, SystemRng),
+            registry,
+            started: now,
+            refused: [0; DropReason::COUNT],
+            kernel: RawIpSender::new(None).context("raw sockets")?,
+            config,
+            dataplane,
+            worker,
+            events,
+            keylog,
+        })
+    }
+
+    /// Serves the fixed attachments and the registrations that outlived the former process.
+    pub(super) fn start(&mut self, now: Instant) {
+        self.forget_stale_profiles();
+        self.settle(now);
+    }
+
+    /// Entries in the pinned maps that a former process left: the grants that follow write what holds now.
+    fn forget_stale_profiles(&mut self) {
+        let maps = self.dataplane.profiles();
+        let outcome = maps
+            .list()
+            .and_then(|profiles| profiles.iter().try_for_each(|profile| maps.remove(profile)));
+        if let Err(error) = outcome {
+            tracing::error!(%error, "stale profiles not removed");
+        }
+    }
+
+    /// A message of a worker.
+    pub(super) fn handle_worker(&mut self, now: Instant, message: FromWorker) {
+        match message {
+            FromWorker::Packet { subscriber, packet } => self.control.handle_packet(now, subscriber, &packet),
+            FromWorker::Notice(notice) => self.control.handle_notice(now, notice),
+            FromWorker::InstallFailed(key) => {
+                tracing::error!(terminal = %key.local, peer = %key.remote, "the worker refused an SA");
+            }
+        }
+        self.settle(now);
+    }
+
+    /// A request of the command line.
+    pub(super) async fn handle_admin(&mut self, now: Instant, request: Request, responder: Responder) {
+        let answer = self.answer(now, request).await;
+        self.settle(now);
+        responder.respond(answer);
+    }
+
+    /// Lets every due timer act.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        self.keyserver.handle_timeout(now);
+        self.registry.handle_timeout(now);
+        self.settle(now);
+    }
+
+    /// When [`Self::handle_timeout`] is next wanted.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        [self.keyserver.poll_timeout(), self.registry.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Tells the peers that their SAs end.
+    pub(super) fn shutdown(&mut self, now: Instant) {
+        self.keyserver.shutdown(now);
+        self.settle(now);
+    }
+
+    /// Passes messages between the roles until nobody has anything to say.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            let mut quiet = true;
+            while let Some(output) = self.control.poll_output() {
+                quiet = false;
+                self.carry_out(now, output);
+            }
+            while let Some(message) = self.keyserver.poll_gateway() {
+                quiet = false;
+                self.log_keys(&message);
+                self.control.handle_keyserver(message);
+            }
+            while let Some(message) = self.keyserver.poll_registry() {
+                quiet = false;
+                self.registry.handle(now, message);
+            }
+            while let Some((destination, message)) = self.registry.poll() {
+                quiet = false;
+                self.deliver(now, destination, message);
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self, now: Instant, destination: Destination, message: FromRegistry) {
+        match destination {
+            Destination::Gateway => self.control.handle_registry(message),
+            Destination::Keyserver => {
+                if let (Some(keylog), FromRegistry::Session(grant)) = (&mut self.keylog, &message) {
+                    keylog.session(grant);
+                }
+                self.keyserver.handle_registry(now, message);
+            }
+        }
+    }
+
+    fn log_keys(&mut self, message: &FromKeyserver) {
+        if let (Some(keylog), FromKeyserver::Install(sa)) = (&mut self.keylog, message) {
+            keylog.sa(sa);
+        }
+    }
+
+    fn carry_out(&mut self, now: Instant, output: Output) {
+        match output {
+            Output::ToKeyserver(message) => self.keyserver.handle_gateway(now, message),
+            Output::ToRegistry(message) => self.registry.handle(now, message),
+            Output::Transmit(packet) => self.transmit(&packet),
+            Output::TransmitToTerminal { terminal, payload } => self.to_terminal(terminal, payload),
+            Output::Serve {
+                subscriber,
+                addresses,
+            } => self.serve(&subscriber, &addresses),
+            Output::Unserve(handle) => {
+                if let Err(error) = self.dataplane.profiles().remove_subscriber(handle.0) {
+                    tracing::error!(%error, subscriber = %handle, "profile not removed from the classifier");
+                }
+            }
+            Output::Install(sa) => self.worker.install(sa),
+            Output::Remove(key) => self.worker.remove(key),
+            Output::Count(reason) => self.count(reason),
+            Output::Event(event) => self.publish(event),
+        }
+    }
+
+    /// Brings the classifier's maps in line with the subscriber's profile and addresses.
+    fn serve(&mut self, subscriber: &Subscriber, addresses: &[IpAddr]) {
+        let compiled = if addresses.is_empty() {
+            towpath_bpf::compile(
+                subscriber.handle,
+                &subscriber.profile.at(&subscriber.addresses),
+                &[],
+            )
+        } else {
+            towpath_bpf::compile(subscriber.handle, &subscriber.profile, addresses)
+        };
+        let maps = self.dataplane.profiles();
+        let written = match compiled {
+            Ok(compiled) => maps
+                .remove_subscriber(subscriber.handle.0)
+                .and_then(|_| maps.insert(&compiled))
+                .map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = written {
+            tracing::error!(%error, subscriber = subscriber.name, "profile not written to the classifier");
+        }
+    }
+
+    /// From the gateway's own address: the one the kernel would use towards the terminal.
+    fn to_terminal(&mut self, terminal: SocketAddr, payload: Vec<u8>) {
+        let source = match own_address(terminal) {
+            Ok(source) => SocketAddr::new(source, PORT_IKE),
+            Err(error) => {
+                tracing::warn!(%error, %terminal, "no route to the terminal");
+                return self.count(DropReason::NoRoute);
+            }
+        };
+        let datagram = Datagram {
+            source,
+            destination: terminal,
+            payload,
+        };
+        match datagram::build(&datagram) {
+            Some(packet) => self.transmit(&packet),
+            None => self.count(DropReason::TooBig),
+        }
+    }
+
+    fn transmit(&mut self, packet: &[u8]) {
+        if let Err(error) = self.kernel.send(packet) {
+            self.count(match error {
+                SendError::TooBig => DropReason::TooBig,
+                SendError::WouldBlock => DropReason::TransmitQueueFull,
+                SendError::Malformed | SendError::NoRoute | SendError::Io(_) => DropReason::NoRoute,
+            });
+        }
+    }
+
+    fn count(&mut self, reason: DropReason) {
+        if let Some(count) = self.refused.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+
+    fn publish(&self, event: towpath_fabric::Event) {
+        let towpath_fabric::Event {
+            subscriber,
+            terminal,
+            peer,
+            kind,
+            text,
+        } = event;
+        let who = terminal.map_or(String::new(), |terminal| format!(" {terminal}"));
+        let whom = peer.map_or(String::new(), |peer| format!(" with {peer}"));
+        tracing::info!(target: "towpath::events", "{subscriber}{who}{whom}: {kind}: {text}");
+        self.events.publish(Event {
+            subscriber,
+            terminal,
+            peer,
+            kind,
+            text,
+            ..Event::default()
+        });
+    }
+}
+
+/// The source address the kernel's routing chooses for `destination`. Nothing is sent.
+fn own_address(destination: SocketAddr) -> std::io::Result<IpAddr> {
+    let any: SocketAddr = if destination.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(destination)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn registry_config(config: &Config) -> towpath_registry::Config {
+    let registry = &config.registry;
+    towpath_registry::Config {
+        lifetime_seconds: registry.lifetime_seconds,
+        keepalive_seconds: registry.keepalive_seconds,
+        registrations_per_minute: registry.registrations_per_minute,
+        registrations_burst: registry.registrations_burst,
+    }
+}
+
+fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
+    let keyserver = &config.keyserver;
+    let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+    towpath_keyserver::Config {
+        ike: towpath_ike::Config {
+            retransmit: towpath_ike::Retransmit {
+                first: Duration::from_millis(keyserver.retransmit_initial_ms.into()),
+                transmissions: u8::try_from(keyserver.retransmit_tries).unwrap_or(u8::MAX),
+                ..towpath_ike::Config::default().retransmit
+            },
+            half_open_total: size(keyserver.max_half_open),
+            cookie_threshold: size(keyserver.cookie_threshold),
+            ike_sas_total: size(keyserver.max_ike_sas),
+            dpd_after: (keyserver.dpd_seconds > 0).then(|| Duration::from_secs(keyserver.dpd_seconds.into())),
+            ..towpath_ike::Config::default()
+        },
+        transfers: Backoff {
+            first: Duration::from_millis(keyserver.transfer_initial_ms.into()),
+            transmissions: keyserver.transfer_tries,
+            ..Backoff::default()
+        },
+        ..towpath_keyserver::Config::default()
+    }
+}

@@ -1,0 +1,199 @@
+//! `towpath run`: starts the roles of one process and joins them.
+//!
+//! | module | what |
+//! |---|---|
+//! | this one | start-up and the event loop |
+//! | [`daemon`] | the roles, and the messages between them |
+//! | [`answers`] | what the admin socket is told |
+//! | [`keylog`] | the debugging aid that writes keys to a file |
+
+mod answers;
+mod daemon;
+mod keylog;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant as SystemInstant};
+
+use anyhow::{Context, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use towpath_afxdp::{PortQueue, Sockets};
+use towpath_base::Instant;
+use towpath_bpf::{Dataplane, Mode, Options, PortSpec, find_object};
+use towpath_common::abi::Role as PortSide;
+use towpath_crypto::SystemRng;
+use towpath_gateway::datapath::Datapath;
+use towpath_gateway::worker::{Parts, Worker};
+use towpath_kernel::RawIpSender;
+use towpath_telemetry::admin::{AdminServer, EventBus};
+use towpath_telemetry::logging;
+
+use crate::config::{Config, PortRole, XdpMode};
+use daemon::Daemon;
+
+/// Packets the workers may have waiting for the control thread.
+const CONTROL_QUEUE: usize = 4096;
+/// Requests of the command line that may wait.
+const ADMIN_QUEUE: usize = 64;
+/// Messages taken in one turn of the loop before timers get their chance.
+const TURN: usize = 256;
+/// Longest sleep of the loop.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How long peers are told goodbye after a signal.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// The process's clock: time since the first call.
+fn now() -> Instant {
+    static START: OnceLock<SystemInstant> = OnceLock::new();
+    let nanos = START.get_or_init(SystemInstant::now).elapsed().as_nanos();
+    // From one second on: a zero looks like "never" in too many places.
+    Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)) + Duration::from_secs(1)
+}
+
+/// Runs the roles of `config` until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> Result<()> {
+    logging::init(config.log.format, &config.log.filter)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
+    // The socket first: it is also what keeps a second daemon away from the store and the interfaces.
+    let admin = AdminServer::bind(&config.admin.socket)
+        .with_context(|| format!("admin socket {}", config.admin.socket.display()))?;
+    let events = EventBus::new();
+    let (requests, mut inbox) = mpsc::channel(ADMIN_QUEUE);
+    let (to_control, mut from_workers) = mpsc::channel(CONTROL_QUEUE);
+    let mut dataplane = load_dataplane(&config)?;
+    let worker = start_worker(&config, &mut dataplane, to_control)?;
+    let mut daemon = Daemon::new(config, dataplane, worker, events.clone())?;
+    daemon.start(now());
+    let mut admin = tokio::spawn(admin.serve(requests, events));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!("towpath is up");
+    loop {
+        let sleep = daemon
+            .poll_timeout()
+            .map_or(LONGEST_SLEEP, |at| at.saturating_since(now()).min(LONGEST_SLEEP));
+        tokio::select! {
+            Some(message) = from_workers.recv() => {
+                daemon.handle_worker(now(), message);
+                for _ in 0..TURN {
+                    let Ok(message) = from_workers.try_recv() else { break };
+                    daemon.handle_worker(now(), message);
+                }
+            }
+            Some((request, responder)) = inbox.recv() => daemon.handle_admin(now(), request, responder).await,
+            () = tokio::time::sleep(sleep) => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            ended = &mut admin => {
+                ended.context("admin socket")?.context("admin socket")?;
+                bail!("the admin socket ended");
+            }
+        }
+        daemon.handle_timeout(now());
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping: telling the peers; ordinary traffic keeps flowing");
+    daemon.shutdown(now());
+    tokio::time::sleep(GOODBYE).await;
+    admin.abort();
+    Ok(())
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::debug!(%error, "service manager not told");
+    }
+}
+
+fn load_dataplane(config: &Config) -> Result<Dataplane> {
+    let gateway = &config.gateway;
+    let object = find_object(gateway.bpf_object.as_deref())?;
+    let ports = gateway.port.iter().map(|port| PortSpec {
+        name: port.name.clone(),
+        role: match port.role {
+            PortRole::Access => PortSide::Access,
+            PortRole::Core => PortSide::Core,
+        },
+    });
+    let options = Options {
+        pin_dir: gateway.pin_dir.clone(),
+        reserved_spi: gateway.reserved_spi,
+        ports: ports.collect(),
+        mode: match gateway.mode {
+            XdpMode::Auto => Mode::Auto,
+            XdpMode::Native => Mode::Native,
+            XdpMode::Generic => Mode::Generic,
+        },
+    };
+    let dataplane = Dataplane::load(&object, &options)?;
+    for note in dataplane.notes() {
+        tracing::warn!("{note}");
+    }
+    for port in dataplane.ports() {
+        tracing::info!(
+            "port {}: {} XDP, {} queue(s){}",
+            port.device.name,
+            port.mode.name(),
+            port.device.queues,
+            if port.taken_over {
+                ", taken over from a former process"
+            } else {
+                ""
+            },
+        );
+    }
+    Ok(dataplane)
+}
+
+fn start_worker(
+    config: &Config,
+    dataplane: &mut Dataplane,
+    control: mpsc::Sender<towpath_gateway::worker::FromWorker>,
+) -> Result<Worker> {
+    if config.gateway.workers > 1 {
+        bail!(
+            "gateway.workers is {}, expected 0 or 1: this version runs one worker for all queues",
+            config.gateway.workers
+        );
+    }
+    let queues: Vec<PortQueue> = dataplane
+        .ports()
+        .iter()
+        .flat_map(|port| {
+            (0..port.device.queues).map(|queue| PortQueue {
+                ifindex: port.device.ifindex,
+                queue,
+            })
+        })
+        .collect();
+    let afxdp = towpath_afxdp::Config {
+        frame_size: config.gateway.frame_size,
+        frames_per_port: config.gateway.frames,
+        ..towpath_afxdp::Config::default()
+    };
+    let sockets = Sockets::open(&afxdp, &queues)?;
+    for note in sockets.notes() {
+        tracing::info!("{note}");
+    }
+    for (port, socket) in sockets.descriptors() {
+        dataplane.set_xsk(port.ifindex, port.queue, socket)?;
+    }
+    let max_sas = usize::try_from(config.gateway.max_sas)?;
+    let parts = Parts {
+        sockets,
+        datapath: Datapath::new(towpath_ipsec::soft::SoftEsp, max_sas),
+        rng: SystemRng,
+        kernel: RawIpSender::new(None).context("raw sockets")?,
+        control,
+        clock: now,
+    };
+    Worker::spawn(parts).context("packet worker")
+}
