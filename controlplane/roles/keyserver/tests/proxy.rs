@@ -1,0 +1,457 @@
+//! The keyserver between two terminals, both proxied by it (spec row K10), in virtual time.
+//!
+//! ```text
+//!   terminal a ── sealed ──► ┌───────────┐ ◄── sealed ── terminal b
+//!                            │ keyserver │
+//!         IKE to b, looped ──► └───────────┘ ──► IKE to a, looped
+//! ```
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use towpath_base::crypto::Rng;
+use towpath_base::key::SecretKey;
+use towpath_base::profile::{IkeId, PeerPolicy, Psk};
+use towpath_base::sa::{ChildSa, Class, EspSuite, Lifetime, Mode};
+use towpath_base::selector::Prefix;
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_crypto::{IkeCrypto, SystemRng};
+use towpath_fabric::{
+    Datagram, FromKeyserver, FromRegistry, GatewayKeys, GatewaySa, SessionGrant, SessionId, ToKeyserver,
+    ToRegistry,
+};
+use towpath_keyserver::{Config, Keyserver};
+use towpath_keyx::message::{
+    FromTerminal, KeyTransfer, Operation, Outcome, ProxyRequest, RefuseReason, ToTerminal, TransferAck,
+    TransferResult,
+};
+use towpath_keyx::{SessionKeys, TerminalSession};
+
+const A: SubscriberHandle = SubscriberHandle(1);
+const B: SubscriberHandle = SubscriberHandle(2);
+
+fn address(subscriber: SubscriberHandle) -> IpAddr {
+    IpAddr::from([10, 0, 0, subscriber.0 as u8])
+}
+
+struct Terminal {
+    session: TerminalSession,
+    installed: Vec<ChildSa>,
+    deleted: usize,
+    refused: Vec<RefuseReason>,
+    acknowledges: bool,
+}
+
+struct World {
+    now: Instant,
+    keyserver: Keyserver<IkeCrypto, SystemRng>,
+    terminals: HashMap<SubscriberHandle, Terminal>,
+    gateway: Vec<GatewaySa>,
+    drops: Vec<DropReason>,
+    events: Vec<String>,
+    psk_of: fn(SubscriberHandle) -> Option<&'static [u8]>,
+    class: Class,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            now: Instant::from_secs(1),
+            keyserver: Keyserver::new(Config::default(), IkeCrypto, SystemRng),
+            terminals: HashMap::new(),
+            gateway: Vec::new(),
+            drops: Vec::new(),
+            events: Vec::new(),
+            psk_of: |_| Some(b"a secret of both"),
+            class: Class::Full,
+        };
+        world.register(A, 1);
+        world.register(B, 1);
+        world
+    }
+
+    fn register(&mut self, subscriber: SubscriberHandle, session: u64) {
+        let fresh = || {
+            let mut key = [0; 32];
+            SystemRng.fill(&mut key);
+            SecretKey::new(key)
+        };
+        let keys = SessionKeys {
+            t2n: fresh(),
+            n2t: fresh(),
+        };
+        let terminal = Terminal {
+            session: TerminalSession::new(subscriber, &keys),
+            installed: Vec::new(),
+            deleted: 0,
+            refused: Vec::new(),
+            acknowledges: true,
+        };
+        self.terminals.insert(subscriber, terminal);
+        let grant = SessionGrant {
+            subscriber,
+            name: format!("terminal-{subscriber}"),
+            session: SessionId(session),
+            t2n: keys.t2n.clone(),
+            n2t: keys.n2t.clone(),
+            addresses: vec![address(subscriber)],
+            lifetime_seconds: 3600,
+        };
+        self.keyserver
+            .handle_registry(self.now, FromRegistry::Session(grant));
+    }
+
+    fn seal(&mut self, from: SubscriberHandle, message: &FromTerminal) -> Vec<u8> {
+        let terminal = self.terminals.get_mut(&from).unwrap();
+        terminal.session.seal(message).unwrap().as_bytes().to_vec()
+    }
+
+    fn request(&mut self, from: SubscriberHandle, to: SubscriberHandle, request_id: u32) -> Vec<u8> {
+        let request = ProxyRequest {
+            request_id,
+            terminal: address(from),
+            peer: address(to),
+            protocol: 1,
+            terminal_port: 0,
+            peer_port: 0,
+            replaces: None,
+        };
+        self.seal(from, &FromTerminal::ProxyRequest(request))
+    }
+
+    fn deliver(&mut self, from: SubscriberHandle, to: SubscriberHandle, sealed: Vec<u8>) {
+        let datagram = Datagram {
+            source: SocketAddr::new(address(from), 500),
+            destination: SocketAddr::new(address(to), 500),
+            payload: sealed,
+        };
+        let message = ToKeyserver::FromTerminal {
+            subscriber: from,
+            datagram,
+        };
+        self.keyserver.handle_gateway(self.now, message);
+        self.run();
+    }
+
+    fn ask(&mut self, from: SubscriberHandle, to: SubscriberHandle, request_id: u32) {
+        let sealed = self.request(from, to, request_id);
+        self.deliver(from, to, sealed);
+    }
+
+    /// Carries messages until nobody has one.
+    fn run(&mut self) {
+        loop {
+            if let Some(message) = self.keyserver.poll_registry() {
+                self.registry(message);
+            } else if let Some(message) = self.keyserver.poll_gateway() {
+                self.gateway(message);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn registry(&mut self, message: ToRegistry) {
+        if let ToRegistry::Credential {
+            request,
+            subscriber,
+            peer,
+        } = message
+        {
+            let psk = (self.psk_of)(subscriber);
+            let credential = psk.map(|psk| (self.policy(subscriber, peer), Psk::new(psk.to_vec())));
+            let answer = FromRegistry::Credential {
+                request,
+                subscriber,
+                credential,
+            };
+            self.keyserver.handle_registry(self.now, answer);
+        }
+    }
+
+    fn policy(&self, subscriber: SubscriberHandle, peer: IpAddr) -> PeerPolicy {
+        PeerPolicy {
+            peer: Prefix::host(peer),
+            local_id: IkeId::Fqdn(format!("terminal-{subscriber}.example")),
+            remote_id: None,
+            ike_proposals: vec!["aes256gcm16-prfsha256-x25519".into()],
+            esp_suites: vec![EspSuite::Aes256Gcm16],
+            esn: false,
+            mode: Mode::Transport,
+            class: self.class,
+            local_ts: Vec::new(),
+            remote_ts: Vec::new(),
+            lifetime: Lifetime::default(),
+        }
+    }
+
+    fn gateway(&mut self, message: FromKeyserver) {
+        match message {
+            FromKeyserver::IkeToPeer(datagram) => {
+                let owner = [A, B]
+                    .into_iter()
+                    .find(|owner| address(*owner) == datagram.destination.ip());
+                let message = ToKeyserver::IkeFromPeer {
+                    subscriber: owner.unwrap(),
+                    datagram,
+                };
+                self.keyserver.handle_gateway(self.now, message);
+            }
+            FromKeyserver::KeyToTerminal {
+                subscriber, sealed, ..
+            } => self.to_terminal(subscriber, &sealed),
+            FromKeyserver::Install(sa) => self.gateway.push(*sa),
+            FromKeyserver::Remove { local, spi_in, .. } => {
+                self.gateway.retain(|sa| (sa.local, sa.spi_in) != (local, spi_in));
+            }
+            FromKeyserver::Refused(code) => self.drops.extend(code.reason()),
+            FromKeyserver::Event(event) => self.events.push(event.kind),
+        }
+    }
+
+    fn to_terminal(&mut self, subscriber: SubscriberHandle, sealed: &[u8]) {
+        let terminal = self.terminals.get_mut(&subscriber).unwrap();
+        match terminal.session.open(sealed) {
+            Ok(ToTerminal::ProxyReply(reply)) => {
+                if let Outcome::Refused { reason, .. } = reply.outcome {
+                    terminal.refused.push(reason);
+                }
+            }
+            Ok(ToTerminal::KeyTransfer(transfer)) if terminal.acknowledges => {
+                self.take_over(subscriber, transfer)
+            }
+            _ => {}
+        }
+    }
+
+    fn take_over(&mut self, subscriber: SubscriberHandle, transfer: KeyTransfer) {
+        let terminal = self.terminals.get_mut(&subscriber).unwrap();
+        match transfer.operation {
+            Operation::Install { sa, .. } => terminal.installed.push(sa),
+            Operation::Delete(name) => {
+                terminal.deleted += 1;
+                terminal.installed.retain(|sa| sa.spi_in != name.spi_in);
+            }
+        }
+        let ack = TransferAck {
+            transfer_id: transfer.transfer_id,
+            result: TransferResult::Done,
+        };
+        let sealed = self.seal(subscriber, &FromTerminal::TransferAck(ack));
+        let other = if subscriber == A { B } else { A };
+        self.deliver(subscriber, other, sealed);
+    }
+
+    /// Lets virtual time pass, timers included.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(due) = self.keyserver.poll_timeout().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.keyserver.handle_timeout(self.now);
+            self.run();
+        }
+        self.now = end;
+    }
+
+    fn sa_of(&self, subscriber: SubscriberHandle) -> &ChildSa {
+        let [sa] = self.terminals[&subscriber].installed.as_slice() else {
+            panic!(
+                "{subscriber} has {} SAs",
+                self.terminals[&subscriber].installed.len()
+            );
+        };
+        sa
+    }
+}
+
+#[test]
+fn one_request_gives_both_terminals_an_sa_and_each_segment_its_own_keys() {
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    let (a, b) = (world.sa_of(A), world.sa_of(B));
+    assert_eq!((a.spi_in, a.spi_out), (b.spi_out, b.spi_in));
+    let [at_a, at_b] = world.gateway.as_slice() else {
+        panic!("{:?}", world.gateway)
+    };
+    let mut keys = Vec::new();
+    for sa in [at_a, at_b] {
+        let GatewayKeys::Full {
+            peer,
+            segment_in,
+            segment_out,
+        } = &sa.keys
+        else {
+            panic!()
+        };
+        let terminal = if sa.subscriber == A { a } else { b };
+        assert_eq!((&terminal.keys_in, &terminal.keys_out), (segment_in, segment_out));
+        keys.extend([segment_in.clone(), segment_out.clone(), peer.keys_in.clone()]);
+    }
+    // Four segment keys and two negotiated ones, no two alike.
+    for (index, key) in keys.iter().enumerate() {
+        assert!(keys[..index].iter().all(|other| other != key));
+    }
+    assert_eq!(world.drops, []);
+}
+
+#[test]
+fn class_none_hands_the_negotiated_keys_to_the_terminals_and_none_to_the_gateway() {
+    let mut world = World::new();
+    world.class = Class::None;
+    world.ask(A, B, 1);
+    assert_eq!(world.sa_of(A).keys_out, world.sa_of(B).keys_in);
+    assert_eq!(world.gateway.len(), 2);
+    assert!(world.gateway.iter().all(|sa| sa.keys == GatewayKeys::None));
+}
+
+#[test]
+fn simultaneous_requests_end_with_one_sa_pair() {
+    let mut world = World::new();
+    let (from_a, from_b) = (world.request(A, B, 1), world.request(B, A, 1));
+    for (from, to, sealed) in [(A, B, from_a), (B, A, from_b)] {
+        let datagram = Datagram {
+            source: SocketAddr::new(address(from), 500),
+            destination: SocketAddr::new(address(to), 500),
+            payload: sealed,
+        };
+        world.keyserver.handle_gateway(
+            world.now,
+            ToKeyserver::FromTerminal {
+                subscriber: from,
+                datagram,
+            },
+        );
+    }
+    world.run();
+    world.pass(Duration::from_secs(30));
+    let (a, b) = (world.sa_of(A), world.sa_of(B));
+    assert_eq!((a.spi_in, a.spi_out), (b.spi_out, b.spi_in));
+    assert_eq!(world.gateway.len(), 2);
+}
+
+#[test]
+fn a_transfer_is_repeated_until_acknowledged_and_given_up_in_the_end() {
+    let mut world = World::new();
+    world.terminals.get_mut(&A).unwrap().acknowledges = false;
+    world.ask(A, B, 1);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.gateway.len(), 2);
+    // The terminal answers at last: the next retransmission reaches it.
+    world.terminals.get_mut(&A).unwrap().acknowledges = true;
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.terminals[&A].installed.len(), 1);
+
+    let mut world = World::new();
+    world.terminals.get_mut(&A).unwrap().acknowledges = false;
+    world.ask(A, B, 1);
+    world.pass(Duration::from_secs(300));
+    assert_eq!(world.gateway, []);
+    assert!(world.terminals[&B].installed.is_empty());
+    assert!(world.events.iter().any(|kind| kind == "key_transfer_failed"));
+}
+
+#[test]
+fn keys_are_never_handed_out_twice() {
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    let first = world.sa_of(A).clone();
+    // The terminal starts over: it registers again and has no SA.
+    world.register(A, 2);
+    world.ask(A, B, 2);
+    world.pass(Duration::from_secs(30));
+    let second = world.sa_of(A);
+    assert_ne!(first.keys_out, second.keys_out);
+    assert_ne!(first.spi_out, second.spi_out);
+    assert_eq!(world.gateway.len(), 2);
+}
+
+#[test]
+fn replayed_forged_truncated_and_misplaced_messages_are_refused() {
+    let mut world = World::new();
+    let sealed = world.request(A, B, 1);
+    for len in 0..sealed.len() {
+        world.deliver(A, B, sealed[..len].to_vec());
+    }
+    for at in 0..sealed.len() {
+        let mut forged = sealed.clone();
+        forged[at] ^= 1;
+        world.deliver(A, B, forged);
+    }
+    assert_eq!(world.drops.len(), 2 * sealed.len());
+    assert!(world.gateway.is_empty());
+    // Another subscriber's address, then another peer's.
+    world.deliver(B, A, sealed.clone());
+    assert_eq!(world.drops.pop(), Some(DropReason::KeyxUnknownSession));
+    world.deliver(A, A, sealed);
+    assert_eq!(world.drops.pop(), Some(DropReason::KeyxWrongAddress));
+    assert!(world.gateway.is_empty());
+    let sealed = world.request(A, B, 2);
+    world.deliver(A, B, sealed.clone());
+    assert_eq!(world.gateway.len(), 2);
+    world.deliver(A, B, sealed);
+    assert_eq!(world.drops.pop(), Some(DropReason::KeyxReplayed));
+}
+
+#[test]
+fn a_new_session_takes_over_only_when_the_terminal_uses_it() {
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    // Somebody replays a registration: the registry grants a session the terminal knows nothing of.
+    let old = world.terminals.remove(&A).unwrap();
+    world.register(A, 2);
+    let unknown = world.terminals.insert(A, old).unwrap();
+    let hello = world.seal(A, &FromTerminal::Hello);
+    world.deliver(A, B, hello);
+    assert_eq!(world.drops, []);
+    // The terminal itself takes the new one up: the old one is over.
+    let mut old = world.terminals.insert(A, unknown).unwrap();
+    let hello = world.seal(A, &FromTerminal::Hello);
+    world.deliver(A, B, hello);
+    let stale = old
+        .session
+        .seal(&FromTerminal::Hello)
+        .unwrap()
+        .as_bytes()
+        .to_vec();
+    world.deliver(A, B, stale);
+    assert!(
+        matches!(
+            world.drops.as_slice(),
+            [DropReason::KeyxForged | DropReason::KeyxReplayed]
+        ),
+        "{:?}",
+        world.drops
+    );
+}
+
+#[test]
+fn a_peer_without_policy_or_with_another_secret_is_refused_and_the_terminal_told() {
+    let mut world = World::new();
+    world.psk_of = |_| None;
+    world.ask(A, B, 1);
+    assert_eq!(world.terminals[&A].refused, [RefuseReason::NoPolicy]);
+
+    let mut world = World::new();
+    world.psk_of = |subscriber| Some(if subscriber == A { b"one" } else { b"two" });
+    world.ask(A, B, 1);
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.terminals[&A].refused, [RefuseReason::ExchangeFailed]);
+    assert!(world.gateway.is_empty() && world.terminals[&A].installed.is_empty());
+    // Asking again at once gets "later" instead of another exchange.
+    world.ask(A, B, 2);
+    assert_eq!(world.keyserver.ike_sas(world.now).count(), 0);
+}
+
+#[test]
+fn a_subscriber_that_leaves_takes_its_sas_along() {
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    world
+        .keyserver
+        .handle_registry(world.now, FromRegistry::SessionEnded { subscriber: A });
+    world.run();
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.gateway, []);
+    assert_eq!(world.terminals[&B].installed, []);
+}
