@@ -1,0 +1,10 @@
+//! IKE exchanges as scripts, in virtual time: two endpoints (or one that speaks for both ends) and the network
+//! between them.
+
+mod attacks;
+mod collisions;
+mod lifecycle;
+mod negotiation;
+mod scripts;
+mod storms;
+mod world;
