@@ -11,6 +11,8 @@ use towpath_common::wire::{self, Ipv4, Ipv6, Udp, protocol};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::network_endian::{U16, U32};
 
+use crate::raw_ip::SendError;
+
 /// Bytes of receive queue: some milliseconds of bulk traffic while the loop is busy.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -110,6 +112,21 @@ impl Inbound {
                 return Ok(header_len + len);
             }
         }
+    }
+
+    /// Address and port it receives for; port 0 for ESP.
+    pub const fn local(&self) -> SocketAddr {
+        let port = match self.kind {
+            Kind::Udp { port } => port,
+            Kind::RawV4 | Kind::RawV6 => 0,
+        };
+        SocketAddr::new(self.local, port)
+    }
+
+    /// Sends a payload from [`Inbound::local`], on the same interface. Never blocks.
+    pub fn send_to(&self, payload: &[u8], destination: SocketAddr) -> Result<(), SendError> {
+        self.socket.send_to(payload, &SockAddr::from(destination))?;
+        Ok(())
     }
 
     /// One payload, `None` if it was cut off or its source cannot be told.

@@ -130,9 +130,9 @@ impl Netlink {
         Ok(addresses)
     }
 
-    /// Adds `route`, or replaces the one to the same destination.
-    pub async fn replace_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let request = self.handle.route().add(message(route)?).replace();
+    /// Adds `route`. A route to the same destination and of the same metric is an error: it is not ours to replace.
+    pub async fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        let request = self.handle.route().add(message(route)?);
         request
             .execute()
             .await

@@ -310,8 +310,11 @@ fn a_route_into_the_tun_does_not_catch_what_is_sent_on_the_interface() {
                 interface: tun.index(),
                 source: here,
             };
-            runtime.block_on(netlink.replace_route(&route)).unwrap();
-            runtime.block_on(netlink.replace_route(&route)).unwrap();
+            runtime.block_on(netlink.add_route(&route)).unwrap();
+            assert!(
+                runtime.block_on(netlink.add_route(&route)).is_err(),
+                "never over another"
+            );
             let far = there.run(move || UdpSocket::bind(SocketAddr::new(to, 7000)).unwrap());
             far.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
 

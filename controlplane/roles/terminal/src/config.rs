@@ -19,6 +19,7 @@
 //! ports = "80-90"                     # the peer's port or ports; default: any
 //! local_ports = 1024                  # the terminal's; default: any
 //! action = "protect"                  # protect, bypass or discard
+//! gateway = "203.0.113.1"             # protect: the peers' security gateway, which tunnels for them; default: none
 //! ```
 
 use std::fmt;
@@ -103,6 +104,9 @@ pub struct PolicyConfig {
     pub local_ports: PortRange,
     /// What happens to a packet that matches.
     pub action: Action,
+    /// The security gateway the peers are behind; without it the SA is with the peer itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
 }
 
 impl PolicyConfig {
@@ -440,6 +444,23 @@ impl TerminalConfig {
                     );
                 }
             }
+            let field = format!("policy[{index}].gateway");
+            if let Some(gateway) = policy.gateway {
+                if policy.action != Action::Protect {
+                    return wrong(
+                        field,
+                        gateway.to_string(),
+                        "no gateway unless the action is protect",
+                    );
+                }
+                if gateway.is_ipv4() != policy.peer.address().is_ipv4() {
+                    return wrong(
+                        field,
+                        gateway.to_string(),
+                        "an address of the same family as peer",
+                    );
+                }
+            }
             if policy.action == Action::Protect && policy.peer.bits() == 0 {
                 // The request to the network is addressed to a peer: there must be one to name.
                 return wrong(
@@ -533,6 +554,16 @@ mod tests {
             ("\"protect\"", "\"discard\"", "policy.action"),
             ("protocol = \"tcp\"\n", "", "policy[0].ports"),
             ("198.51.100.0/24", "0.0.0.0/0", "policy[0].peer"),
+            (
+                "\"protect\"",
+                "\"protect\"\ngateway = \"2001:db8::2\"",
+                "policy[0].gateway",
+            ),
+            (
+                "\"bypass\"",
+                "\"bypass\"\ngateway = \"2001:db8::2\"",
+                "policy[1].gateway",
+            ),
         ];
         for (from, to, field) in cases {
             let invalid = parse(&text(|text| text.replace(from, to)))

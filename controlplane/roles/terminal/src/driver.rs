@@ -1,0 +1,326 @@
+//! The loop's body: hands packets to the core and does what the core says.
+
+use std::time::Instant as Clock;
+
+use tokio::time::Instant as Deadline;
+use towpath_base::crypto::Rng;
+use towpath_base::packet::PacketBuf;
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_kernel::SendError;
+use towpath_terminal_core::{
+    Action as CoreAction, Addresses, BUFFER_HEADROOM, BUFFER_TAILROOM, Command, Config, Core, Disposition,
+    Event, Policy, ReservedSpi, SoftEsp, Timing, Transmit,
+};
+use tracing::{debug, info, warn};
+use zeroize::Zeroize;
+
+use crate::RunError;
+use crate::config::{Action, Ksub, MAX_POLICIES, TerminalConfig};
+use crate::host::{Host, HostError};
+use crate::key_log;
+use crate::state::StateFile;
+use crate::status::{SaStatus, Status};
+
+/// SA pairs a terminal holds, replaced ones that still receive included.
+const MAX_SAS: usize = 64;
+/// Bytes of packets that wait for their SAs.
+const HOLD: usize = 256 * 1024;
+/// Packets taken from one source before the next has its turn.
+const BATCH: usize = 64;
+/// Largest IP packet.
+const MAX_PACKET: usize = 65535;
+
+/// Randomness of the operating system.
+struct SystemRng;
+
+impl Rng for SystemRng {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        if let Err(error) = getrandom::fill(bytes) {
+            // Nothing can be protected without, and to go on with a guess would protect nothing.
+            bytes.zeroize();
+            panic!("the system has no randomness: {error}");
+        }
+    }
+}
+
+/// The core with its surroundings.
+pub(crate) struct Driver<'c> {
+    config: &'c TerminalConfig,
+    host: Host,
+    state: StateFile,
+    core: Box<Core<SoftEsp, MAX_POLICIES, MAX_SAS, HOLD>>,
+    started: Clock,
+    buffer: Box<[u8]>,
+    unsent: Unsent,
+}
+
+/// Packets the kernel did not take.
+#[derive(Debug, Default)]
+struct Unsent {
+    no_route: u64,
+    too_big: u64,
+    queue_full: u64,
+    other: u64,
+}
+
+impl Unsent {
+    fn count(&mut self, error: &SendError) {
+        match error {
+            SendError::NoRoute => self.no_route += 1,
+            SendError::TooBig => self.too_big += 1,
+            SendError::WouldBlock => self.queue_full += 1,
+            SendError::Malformed | SendError::Io(_) => self.other += 1,
+        }
+        debug!(%error, "a packet was not sent");
+    }
+}
+
+impl<'c> Driver<'c> {
+    pub(crate) fn new(
+        config: &'c TerminalConfig,
+        ksub: &Ksub,
+        host: Host,
+        state: StateFile,
+        counter: u64,
+    ) -> Result<Self, RunError> {
+        let policies: Vec<Policy> = config
+            .policies
+            .iter()
+            .map(|policy| Policy {
+                remote: policy.remote_selector(),
+                first_local_port: policy.local_ports.first,
+                last_local_port: policy.local_ports.last,
+                action: match policy.action {
+                    Action::Protect => CoreAction::Protect { peer: policy.gateway },
+                    Action::Bypass => CoreAction::Bypass,
+                    Action::Discard => CoreAction::Discard,
+                },
+            })
+            .collect();
+        let core_config = Config {
+            subscriber: SubscriberHandle(config.handle),
+            ksub: ksub.key().clone(),
+            addresses: Addresses::of(host.addresses.iter().copied()),
+            reserved: ReservedSpi(config.reserved_spi),
+            counter,
+            timing: Timing::default(),
+        };
+        let mut core = Box::new(Core::new(SoftEsp, core_config, &policies)?);
+        if config.debug_key_log.is_some() {
+            core.danger_set_key_tap(key_log::tap);
+        }
+        let buffer = vec![0; BUFFER_HEADROOM + MAX_PACKET + BUFFER_TAILROOM].into_boxed_slice();
+        let unsent = Unsent::default();
+        Ok(Self {
+            config,
+            host,
+            state,
+            core,
+            started: Clock::now(),
+            buffer,
+            unsent,
+        })
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) const fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// When [`Driver::timeout`] is due.
+    pub(crate) fn deadline(&self) -> Option<Deadline> {
+        let (at, _) = self.core.poll_timeout()?;
+        let at = self
+            .started
+            .checked_add(std::time::Duration::from_nanos(at.as_nanos()))?;
+        Some(Deadline::from_std(at))
+    }
+
+    pub(crate) fn timeout(&mut self) -> Result<(), RunError> {
+        self.core.handle_timeout(self.now());
+        self.flush()
+    }
+
+    /// Takes what has arrived, a batch from each source.
+    pub(crate) fn receive(&mut self) -> Result<(), RunError> {
+        for _ in 0..BATCH {
+            if !self.receive_plain()? {
+                break;
+            }
+        }
+        for index in 0..self.host.inbound.len() {
+            for _ in 0..BATCH {
+                if !self.receive_network(index) {
+                    break;
+                }
+            }
+        }
+        self.flush()
+    }
+
+    fn receive_plain(&mut self) -> Result<bool, HostError> {
+        let now = self.now();
+        let room = self.buffer.get_mut(BUFFER_HEADROOM..).unwrap_or_default();
+        let Some(len) = self.host.recv_plain(room)? else {
+            return Ok(false);
+        };
+        if let Some(mut packet) = PacketBuf::new(&mut self.buffer, BUFFER_HEADROOM, len) {
+            let disposition = self.core.handle_plain(now, &mut packet, &mut SystemRng);
+            dispose(&self.host, &mut self.unsent, disposition, packet.bytes());
+        }
+        Ok(true)
+    }
+
+    fn receive_network(&mut self, index: usize) -> bool {
+        let now = self.now();
+        let room = self.buffer.get_mut(BUFFER_HEADROOM..).unwrap_or_default();
+        let Some(len) = self.host.recv_network(index, room) else {
+            return false;
+        };
+        if let Some(mut packet) = PacketBuf::new(&mut self.buffer, BUFFER_HEADROOM, len) {
+            let disposition = self.core.handle_network(now, &mut packet);
+            dispose(&self.host, &mut self.unsent, disposition, packet.bytes());
+        }
+        true
+    }
+
+    /// Sends and does what the core wants sent and done.
+    pub(crate) fn flush(&mut self) -> Result<(), RunError> {
+        loop {
+            self.transmit();
+            let mut persisted = false;
+            while let Some(command) = self.core.poll_command() {
+                match command {
+                    Command::Persist(mark) => {
+                        self.state.store(mark)?;
+                        self.core.persisted(mark);
+                        persisted = true;
+                    }
+                    Command::Tell(event) => tell(&event),
+                }
+            }
+            // What waited for the mark can go now.
+            if !persisted {
+                return Ok(());
+            }
+        }
+    }
+
+    fn transmit(&mut self) {
+        let now = self.now();
+        while let Some(transmit) = self.core.poll_transmit(now, &mut self.buffer, &mut SystemRng) {
+            let sent = match transmit {
+                Transmit::Packet(packet) => self.host.sender.send(packet.bytes()),
+                Transmit::Datagram {
+                    source,
+                    destination,
+                    payload,
+                } => self.host.send_datagram(source, destination, payload),
+            };
+            if let Err(error) = sent {
+                self.unsent.count(&error);
+            }
+        }
+    }
+
+    /// Tells the network that the terminal leaves, and takes everything down.
+    pub(crate) async fn close(mut self) {
+        if let Some((source, destination, len)) = self.core.leave(&mut self.buffer, &mut SystemRng)
+            && let Some(payload) = self.buffer.get(..len)
+            && let Err(error) = self.host.send_datagram(source, destination, payload)
+        {
+            debug!(%error, "the network was not told that the terminal leaves");
+        }
+        self.host.close().await;
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let Unsent {
+            no_route,
+            too_big,
+            queue_full,
+            other,
+        } = self.unsent;
+        let unsent = [
+            ("no_route", no_route),
+            ("too_big", too_big),
+            ("queue_full", queue_full),
+            ("other", other),
+        ]
+        .map(|(name, count)| (format!("unsent.{name}"), count));
+        let drops = DropReason::ALL.iter().map(|reason| {
+            (
+                format!("drop.{}", reason.name()),
+                u64::from(self.core.drops(*reason)),
+            )
+        });
+        Status {
+            name: self.config.name.clone(),
+            handle: self.config.handle,
+            interface: self.config.interface.clone(),
+            tun: self.config.tun.clone(),
+            mtu: self.host.mtu,
+            addresses: self.host.addresses.clone(),
+            registered: self.core.is_registered(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            held: self.core.held() as u64,
+            sas: self.core.sas().map(|sa| SaStatus::from(&sa)).collect(),
+            counters: drops.chain(unsent).filter(|(_, count)| *count > 0).collect(),
+        }
+    }
+}
+
+fn dispose(host: &Host, unsent: &mut Unsent, disposition: Disposition, packet: &[u8]) {
+    match disposition {
+        Disposition::Transmit => {
+            if let Err(error) = host.sender.send(packet) {
+                unsent.count(&error);
+            }
+        }
+        Disposition::Deliver => {
+            if let Err(error) = host.tun.get_ref().send(packet) {
+                unsent.count(&SendError::from(error));
+            }
+        }
+        Disposition::Consumed | Disposition::Drop(_) => {}
+    }
+}
+
+/// One line of log per event.
+fn tell(event: &Event) {
+    match event {
+        Event::Registered { lifetime_seconds } => info!(lifetime_seconds, "registered"),
+        Event::RegistrationExpired => warn!("registration expired: the network did not answer"),
+        Event::NetworkRestarted => warn!("the network lost its state: every SA was given up"),
+        Event::Requesting { peer, attempt } => info!(%peer, attempt, "requesting SA"),
+        Event::Refused {
+            peer,
+            reason: Some(reason),
+        } => warn!(%peer, ?reason, "request refused"),
+        Event::Refused { peer, reason: None } => warn!(%peer, "request unanswered"),
+        Event::Installed {
+            name,
+            class,
+            suite,
+            mode,
+            encap,
+            rekey,
+        } => info!(
+            local = %name.local,
+            peer = %name.remote,
+            spi_in = %name.spi_in,
+            spi_out = %name.spi_out,
+            %suite,
+            %mode,
+            %class,
+            udp_encapsulated = encap,
+            rekey,
+            "SA installed"
+        ),
+        Event::Deleted(name) => info!(peer = %name.remote, spi_in = %name.spi_in, "SA deleted"),
+        Event::Expired(name) => info!(peer = %name.remote, spi_in = %name.spi_in, "SA expired"),
+    }
+}

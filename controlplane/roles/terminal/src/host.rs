@@ -1,0 +1,303 @@
+//! The terminal's place in its host: addresses, sockets, the TUN device and the routes into it.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep};
+use towpath_base::selector::Prefix;
+use towpath_common::wire::{PORT_IKE, PORT_IKE_NATT};
+use towpath_kernel::{Addresses, Inbound, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun, sysctl};
+use tracing::{debug, info, warn};
+
+use crate::config::{Action, ESP_OVERHEAD, MAX_ADDRESSES, MIN_MTU, TerminalConfig};
+
+/// How long to wait for the interface's addresses: duplicate address detection takes about two seconds.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Everything of the kernel's that the terminal holds. Dropping it undoes it.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// Addresses of the terminal, those of one family in the interface's order.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Plain packets.
+    pub(crate) tun: AsyncFd<Tun>,
+    /// Protected packets, key exchange and sealed messages.
+    pub(crate) inbound: Vec<AsyncFd<Inbound>>,
+    /// The way out.
+    pub(crate) sender: RawIpSender,
+    /// MTU of the device, bytes.
+    pub(crate) mtu: u16,
+    netlink: Netlink,
+    routes: Vec<Route>,
+}
+
+/// The host does not give what the terminal needs.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A netlink request failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A configured address is not on the interface.
+    #[error("addresses = {address}: not an address of interface {interface}, which has {found}")]
+    NoSuchAddress {
+        /// The address.
+        address: IpAddr,
+        /// The interface.
+        interface: String,
+        /// Its addresses.
+        found: String,
+    },
+    /// The interface has no address of any use.
+    #[error("interface = {0}: has no global address")]
+    NoAddress(String),
+    /// No policy's peers are of a family the terminal has an address of.
+    #[error("policy.peer: none is of the same family as an address of the terminal")]
+    NoReachablePeer,
+    /// Something could not be opened.
+    #[error("{what}: {error}")]
+    Io {
+        /// What.
+        what: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> HostError {
+    let what = what.into();
+    |error| HostError::Io { what, error }
+}
+
+/// Watches a descriptor, inside a tokio runtime.
+#[expect(
+    deprecated,
+    reason = "sound for owners of one descriptor, which all of ours are; the replacement is unsafe"
+)]
+fn registered<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(owner, Interest::READABLE)
+}
+
+impl Host {
+    /// Takes what `config` names, inside a tokio runtime. On an error nothing is left behind.
+    pub(crate) async fn open(config: &TerminalConfig) -> Result<Self, HostError> {
+        let device = config.interface.as_str();
+        let netlink = Netlink::connect().map_err(io_error("netlink"))?;
+        let link = netlink.link(device).await?;
+        let addresses = addresses(&netlink, link.index, config).await?;
+        warn_of_source_validation(device);
+
+        let mut inbound = Vec::new();
+        for &address in &addresses {
+            let mut add = |what: String, socket: io::Result<Inbound>| {
+                let what = format!("{what} of {address} on {device}");
+                let socket = socket.map_err(io_error(what.clone()))?;
+                inbound.push(registered(socket).map_err(io_error(what))?);
+                Ok::<_, HostError>(())
+            };
+            add("ESP".to_owned(), Inbound::esp(address, device))?;
+            for port in [PORT_IKE, PORT_IKE_NATT] {
+                add(format!("UDP port {port}"), Inbound::udp(address, port, device))?;
+            }
+        }
+        let sender = RawIpSender::new(Some(device)).map_err(io_error("raw socket"))?;
+
+        let room = link
+            .mtu
+            .saturating_sub(u32::from(ESP_OVERHEAD))
+            .max(u32::from(MIN_MTU));
+        let mtu = config.mtu.unwrap_or(u16::try_from(room).unwrap_or(u16::MAX));
+        let what = format!("TUN device {}", config.tun);
+        let tun = Tun::create(&config.tun, mtu).map_err(io_error(what.clone()))?;
+        let tun = registered(tun).map_err(io_error(what))?;
+
+        let routes = routes(config, &addresses, tun.get_ref().index());
+        if routes.is_empty() {
+            return Err(HostError::NoReachablePeer);
+        }
+        for route in &routes {
+            netlink.add_route(route).await?;
+            info!(to = %route.destination, source = %route.source, device = config.tun, "route");
+        }
+        Ok(Self {
+            addresses,
+            tun,
+            inbound,
+            sender,
+            mtu,
+            netlink,
+            routes,
+        })
+    }
+
+    /// Waits until there is something to receive. Cancelling loses nothing.
+    pub(crate) async fn readable(&self) {
+        poll_fn(|cx| {
+            let tun = self.tun.poll_read_ready(cx).is_ready();
+            // All are asked, so that all wake us.
+            let inbound = self
+                .inbound
+                .iter()
+                .filter(|socket| socket.poll_read_ready(cx).is_ready())
+                .count();
+            if tun || inbound > 0 {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// One plain packet of this host into `buffer`; `None` when there is none.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub(crate) fn recv_plain(&self, buffer: &mut [u8]) -> Result<Option<usize>, HostError> {
+        match self.tun.try_io(Interest::READABLE, |tun| tun.recv(buffer)) {
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(io_error(format!("TUN device {}", self.tun.get_ref().name()))(
+                error,
+            )),
+        }
+    }
+
+    /// One packet from the wire, from socket `index`, into `buffer`; `None` when there is none.
+    pub(crate) fn recv_network(&self, index: usize, buffer: &mut [u8]) -> Option<usize> {
+        let socket = self.inbound.get(index)?;
+        match socket.try_io(Interest::READABLE, |socket| socket.recv(buffer)) {
+            Ok(len) => Some(len),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => {
+                // What a socket reports this way (interface down, say) it reports once.
+                debug!(%error, "receiving");
+                None
+            }
+        }
+    }
+
+    /// Sends a UDP datagram from one of the terminal's addresses and ports.
+    pub(crate) fn send_datagram(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        let socket = self
+            .inbound
+            .iter()
+            .map(AsyncFd::get_ref)
+            .find(|socket| socket.local() == source);
+        socket.ok_or(SendError::NoRoute)?.send_to(payload, destination)
+    }
+
+    /// Takes the routes back, so that what follows leaves in clear as before. The device goes with the drop.
+    pub(crate) async fn close(self) {
+        for route in &self.routes {
+            if let Err(error) = self.netlink.remove_route(route).await {
+                warn!(%error, "cleaning up");
+            }
+        }
+    }
+}
+
+/// The configured addresses once they are usable, or all of the interface's.
+async fn addresses(netlink: &Netlink, index: u32, config: &TerminalConfig) -> Result<Vec<IpAddr>, HostError> {
+    let deadline = Instant::now() + ADDRESS_PATIENCE;
+    loop {
+        let found = netlink.global_addresses(index).await?;
+        let wanted = if config.addresses.is_empty() {
+            &found.usable
+        } else {
+            &config.addresses
+        };
+        let missing = wanted.iter().find(|address| !found.usable.contains(address));
+        let pending = match missing {
+            Some(address) => found.tentative.contains(address),
+            None => config.addresses.is_empty() && !found.tentative.is_empty(),
+        };
+        if pending && Instant::now() < deadline {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        }
+        if let Some(&address) = missing {
+            let interface = config.interface.clone();
+            return Err(HostError::NoSuchAddress {
+                address,
+                interface,
+                found: shown(&found),
+            });
+        }
+        if wanted.is_empty() {
+            return Err(HostError::NoAddress(config.interface.clone()));
+        }
+        if wanted.len() > MAX_ADDRESSES {
+            warn!(
+                used = MAX_ADDRESSES,
+                found = wanted.len(),
+                "more addresses than a terminal registers"
+            );
+        }
+        return Ok(wanted.iter().copied().take(MAX_ADDRESSES).collect());
+    }
+}
+
+fn shown(addresses: &Addresses) -> String {
+    let all: Vec<String> = addresses
+        .usable
+        .iter()
+        .chain(&addresses.tentative)
+        .map(IpAddr::to_string)
+        .collect();
+    if all.is_empty() {
+        "none".to_owned()
+    } else {
+        all.join(", ")
+    }
+}
+
+/// One route per prefix that is protected or discarded: what is bypassed inside one of them comes back out of
+/// the core in clear.
+fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32) -> Vec<Route> {
+    let mut routes: BTreeMap<Prefix, Route> = BTreeMap::new();
+    for policy in config
+        .policies
+        .iter()
+        .filter(|policy| policy.action != Action::Bypass)
+    {
+        let destination = policy.peer;
+        let family = destination.address().is_ipv4();
+        match addresses.iter().find(|address| address.is_ipv4() == family) {
+            Some(&source) => {
+                routes.insert(
+                    destination,
+                    Route {
+                        destination,
+                        interface,
+                        source,
+                    },
+                );
+            }
+            None => warn!(peer = %destination, "no address of this family: the policy has no effect"),
+        }
+    }
+    routes.into_values().collect()
+}
+
+/// ESP of a peer whose route points into the TUN device fails strict source validation where it arrives.
+fn warn_of_source_validation(device: &str) {
+    if sysctl::source_validation(device).is_ok_and(|mode| mode == 1) {
+        warn!(
+            interface = device,
+            "strict source validation drops ESP of IPv4 peers here; \
+             set net.ipv4.conf.{device}.rp_filter to 2 (loose)"
+        );
+    }
+}
