@@ -4,6 +4,8 @@
 //! retransmits key transfers, and turns the terminal's ESP into the peers' plain packets and back.
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
+mod packets;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, Class, EspKeys, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{DropReason, Instant, SecretKey, Spi, SubscriberHandle};
-use towpath_common::wire::{self, Ipv4, Ipv6, Udp, protocol};
+use towpath_common::wire;
 use towpath_ipsec::soft::{SoftEsp, SoftTransform};
 use towpath_ipsec::{InboundSa, OutboundSa, locate};
 use towpath_keyx::message::{
@@ -24,8 +26,8 @@ use towpath_keyx::registration::{Terms, open_registration};
 use towpath_keyx::session::NetworkSession;
 use towpath_keyx::transfer::{Backoff, Sender};
 use towpath_keyx::{ReservedSpi, SessionKeys, frame};
-use zerocopy::byteorder::network_endian::{U16, U32};
-use zerocopy::{FromBytes, IntoBytes};
+
+pub use packets::{take_apart, udp_packet};
 
 /// What SAs are like.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +39,8 @@ pub struct Script {
     /// Refuse every request.
     pub refuse: bool,
     pub registration_seconds: u32,
+    /// How often the terminal shows that it is there.
+    pub keepalive_seconds: u32,
 }
 
 impl Default for Script {
@@ -48,6 +52,7 @@ impl Default for Script {
             lifetime: Lifetime::default(),
             refuse: false,
             registration_seconds: 3600,
+            keepalive_seconds: 10,
         }
     }
 }
@@ -121,7 +126,9 @@ pub struct Network {
     last_counter: u64,
     active: Option<Session>,
     pending: Option<Session>,
-    sas: BTreeMap<IpAddr, Sas>,
+    /// By peer, the newest last: it is the one that sends.
+    sas: BTreeMap<IpAddr, Vec<Sas>>,
+    epoch: u64,
     granted: BTreeMap<u32, IpAddr>,
     next_spi: u32,
     dice: Dice,
@@ -144,6 +151,7 @@ impl Network {
             active: None,
             pending: None,
             sas: BTreeMap::new(),
+            epoch: 1,
             granted: BTreeMap::new(),
             next_spi: 0x1000,
             dice: Dice::new(seed),
@@ -155,6 +163,7 @@ impl Network {
         (self.active, self.pending) = (None, None);
         self.sas.clear();
         self.granted.clear();
+        self.epoch += 1;
     }
 
     fn refuse(&mut self, reason: DropReason) {
@@ -171,7 +180,10 @@ impl Network {
             && udp.destination.get() == wire::PORT_IKE
             && let Some(sealed) = frame::unwrap(self.reserved, payload)
         {
-            assert_eq!(udp.source.get(), wire::PORT_IKE);
+            if udp.source.get() != wire::PORT_IKE {
+                self.refuse(DropReason::KeyxMalformed);
+                return Vec::new();
+            }
             return self.sealed(now, ip.source, sealed);
         }
         if locate::esp(packet).is_ok() {
@@ -208,7 +220,8 @@ impl Network {
         }
         self.last_counter = registration.counter;
         if registration.leaving {
-            self.restart();
+            (self.active, self.pending) = (None, None);
+            self.sas.clear();
             return Vec::new();
         }
         self.registrations += 1;
@@ -216,8 +229,8 @@ impl Network {
         self.dice.fill(&mut nonce);
         let terms = Terms {
             lifetime_seconds: self.terms.registration_seconds,
-            keepalive_seconds: 0,
-            epoch: 1,
+            keepalive_seconds: self.terms.keepalive_seconds,
+            epoch: self.epoch,
         };
         let answer = registration.answer(&self.ksub, &nonce, &terms).unwrap();
         self.remember_session_keys(&answer.keys);
@@ -248,6 +261,8 @@ impl Network {
                         pending.transfers.adopt(now, &mut older.transfers);
                     }
                     self.active = Some(pending);
+                    // Requests are numbered within a session.
+                    self.granted.clear();
                     return self.message(now, source, &message);
                 }
                 Err(_) => self.pending = Some(pending),
@@ -300,7 +315,7 @@ impl Network {
             let replaces = request.replaces.filter(|spi| {
                 self.sas
                     .get(&request.peer)
-                    .is_some_and(|sas| sas.name.spi_in == *spi)
+                    .is_some_and(|sas| sas.iter().any(|sas| sas.name.spi_in == *spi))
             });
             self.install(
                 now,
@@ -356,7 +371,11 @@ impl Network {
             inbound: InboundSa::new(&SoftEsp, now, &far).unwrap(),
             outbound: OutboundSa::new(&SoftEsp, now, &far).unwrap(),
         };
-        self.sas.insert(peer, sas);
+        let all = self.sas.entry(peer).or_default();
+        all.push(sas);
+        // The one it replaces still receives what is on its way.
+        let old = all.len().saturating_sub(2);
+        all.drain(..old);
         self.push(
             now,
             request_id,
@@ -370,7 +389,7 @@ impl Network {
 
     /// Ends the SA with `peer`, as a peer's delete does.
     pub fn delete(&mut self, now: Instant, peer: IpAddr) {
-        if let Some(sas) = self.sas.remove(&peer) {
+        for sas in self.sas.remove(&peer).unwrap_or_default() {
             self.push(now, None, Operation::Delete(sas.name));
         }
     }
@@ -424,7 +443,9 @@ impl Network {
     }
 
     fn esp(&mut self, now: Instant, peer: IpAddr, packet: &[u8]) -> Vec<Output> {
-        let Some(sas) = self.sas.get_mut(&peer) else {
+        let spi = locate::esp(packet).map(|at| at.spi).unwrap_or_default();
+        let all = self.sas.get_mut(&peer).map(Vec::as_mut_slice).unwrap_or_default();
+        let Some(sas) = all.iter_mut().find(|sas| sas.name.spi_out == spi) else {
             self.refuse(DropReason::EspUnknownSpi);
             return Vec::new();
         };
@@ -442,7 +463,7 @@ impl Network {
     /// A plain packet of a peer to the terminal: sealed, where there is an SA.
     pub fn handle_peer(&mut self, now: Instant, plain: &[u8]) -> Option<Vec<u8>> {
         let peer = take_apart(plain)?.source;
-        let sas = self.sas.get_mut(&peer)?;
+        let sas = self.sas.get_mut(&peer)?.last_mut()?;
         let mut buffer = vec![0; plain.len() + 256];
         buffer[128..128 + plain.len()].copy_from_slice(plain);
         let mut buf = PacketBuf::new(&mut buffer, 128, plain.len())?;
@@ -450,11 +471,14 @@ impl Network {
         Some(buf.bytes().to_vec())
     }
 
-    /// Packets opened from and sealed for the terminal on the SA with `peer`.
+    /// Packets opened from and sealed for the terminal on the newest SA with `peer`.
     pub fn carried(&self, peer: IpAddr) -> (u64, u64) {
-        self.sas.get(&peer).map_or((0, 0), |sas| {
-            (sas.inbound.meter().packets(), sas.outbound.meter().packets())
-        })
+        self.sas
+            .get(&peer)
+            .and_then(|all| all.last())
+            .map_or((0, 0), |sas| {
+                (sas.inbound.meter().packets(), sas.outbound.meter().packets())
+            })
     }
 }
 
@@ -479,102 +503,3 @@ fn far_end(sa: &ChildSa) -> ChildSa {
 
 /// Waits of the tests' own, well above any of the protocol's.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An IP packet taken apart.
-pub struct Parts<'a> {
-    pub source: IpAddr,
-    pub destination: IpAddr,
-    pub next: u8,
-    pub payload: &'a [u8],
-}
-
-impl<'a> Parts<'a> {
-    pub fn udp(&self) -> Option<(&'a Udp, &'a [u8])> {
-        (self.next == protocol::UDP).then_some(())?;
-        Udp::ref_from_prefix(self.payload).ok()
-    }
-}
-
-/// Takes an IP packet apart; `None` if it is none.
-pub fn take_apart(packet: &[u8]) -> Option<Parts<'_>> {
-    match packet.first()? >> 4 {
-        4 => {
-            let (header, _) = Ipv4::ref_from_prefix(packet).ok()?;
-            Some(Parts {
-                source: header.source_addr().into(),
-                destination: header.destination_addr().into(),
-                next: header.protocol,
-                payload: packet.get(header.header_len()..)?,
-            })
-        }
-        6 => {
-            let (header, payload) = Ipv6::ref_from_prefix(packet).ok()?;
-            Some(Parts {
-                source: header.source_addr().into(),
-                destination: header.destination_addr().into(),
-                next: header.next_header,
-                payload,
-            })
-        }
-        _ => None,
-    }
-}
-
-/// A UDP packet with right checksums.
-pub fn udp_packet(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
-    let mut udp = Udp {
-        source: U16::new(from.port()),
-        destination: U16::new(to.port()),
-        length: U16::new((payload.len() + 8) as u16),
-        checksum: U16::ZERO,
-    };
-    let mut segment = [udp.as_bytes(), payload].concat();
-    let len = segment.len() as u16;
-    let pseudo = match (from.ip(), to.ip()) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => wire::pseudo_header_v4(a.octets(), b.octets(), protocol::UDP, len),
-        (IpAddr::V6(a), IpAddr::V6(b)) => {
-            wire::pseudo_header_v6(a.octets(), b.octets(), protocol::UDP, len.into())
-        }
-        _ => panic!("families differ"),
-    };
-    udp.checksum = U16::new(match wire::fold(pseudo + wire::sum(&segment)) {
-        0 => 0xffff,
-        sum => sum,
-    });
-    segment[..8].copy_from_slice(udp.as_bytes());
-    ip_packet(from.ip(), to.ip(), protocol::UDP, &segment)
-}
-
-/// An IP packet.
-pub fn ip_packet(from: IpAddr, to: IpAddr, next: u8, payload: &[u8]) -> Vec<u8> {
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header = Ipv4 {
-                version_ihl: 0x45,
-                tos: 0,
-                total_length: U16::new(20 + payload.len() as u16),
-                identification: U16::new(7),
-                flags_fragment: U16::ZERO,
-                ttl: 64,
-                protocol: next,
-                checksum: U16::ZERO,
-                source: from.octets(),
-                destination: to.octets(),
-            };
-            header.checksum = U16::new(wire::checksum(header.as_bytes()));
-            [header.as_bytes(), payload].concat()
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let header = Ipv6 {
-                version_class_flow: U32::new(6 << 28),
-                payload_length: U16::new(payload.len() as u16),
-                next_header: next,
-                hop_limit: 64,
-                source: from.octets(),
-                destination: to.octets(),
-            };
-            [header.as_bytes(), payload].concat()
-        }
-        _ => panic!("families differ"),
-    }
-}
