@@ -1,14 +1,64 @@
 //! `towpath`: starts the roles, and is their command line.
+//!
+//! | module | commands |
+//! |---|---|
+//! | [`run`] | `run`: the daemon's loop |
+//! | [`terminal`] | `terminal` |
+//! | [`subscriber`], [`profile`] | `subscriber`, `profile`, with or without a running daemon |
+//! | [`show`] | `status`, `sa`, `ike`, `stats`, `events` |
+//! | [`setup`], [`docs`] | `init`, `config`, `unload`, `completions`, `man` |
+//!
+//! [`cli`] is the command line as clap reads it, [`config`] the configuration file, [`failure`] what becomes
+//! of errors.
 #![forbid(unsafe_code)]
 
+mod backend;
+mod cli;
 mod config;
+mod docs;
+mod failure;
+mod output;
+mod profile;
+mod run;
+mod setup;
+mod show;
 mod subscriber;
+mod terminal;
 
-fn main() -> std::process::ExitCode {
-    let path = std::env::args_os().nth(1).unwrap_or(config::DEFAULT_PATH.into());
-    match config::Config::load_or_default(path.as_ref()) {
-        Ok(_) => print!("{}", config::EXAMPLE),
-        Err(error) => eprintln!("error: {error}"),
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use failure::Outcome;
+
+fn main() -> ExitCode {
+    // clap ends the process itself: status 2 for what it cannot read, 0 for help.
+    let Cli { common, command } = Cli::parse();
+    match dispatch(&common, command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
     }
-    std::process::ExitCode::SUCCESS
+}
+
+fn dispatch(common: &cli::Common, command: Command) -> Outcome {
+    match command {
+        Command::Run => {
+            let config = config::Config::load(&common.config)?;
+            Ok(run::run(config)?)
+        }
+        Command::Terminal(args) => terminal::run(common, args),
+        Command::Init(args) => setup::init(common, &args),
+        Command::Subscriber(command) => subscriber::run(common, command),
+        Command::Profile(command) => profile::run(common, command),
+        Command::Status => show::status(common),
+        Command::Sa(command) => show::sa(common, command),
+        Command::Ike(command) => show::ike(common, command),
+        Command::Stats(args) => show::stats(common, &args),
+        Command::Events(args) => show::events(common, &args),
+        Command::Config(command) => setup::config(common, &command),
+        Command::Unload(args) => setup::unload(common, args),
+        Command::Completions { shell } => docs::completions(shell),
+        Command::Man { directory } => docs::man(directory.as_deref()),
+    }
 }

@@ -328,3 +328,163 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use towpath_base::profile::{Attachment, Identification, ServiceProfile};
+
+    use super::*;
+
+    const TERMINAL: &str = "10.0.0.1";
+    const PEER: &str = "192.0.2.9";
+
+    fn subscriber(handle: u64, address: &str) -> Subscriber {
+        Subscriber {
+            handle: SubscriberHandle(handle),
+            name: format!("terminal-{handle}"),
+            operator: "default".into(),
+            identification: Identification::default(),
+            addresses: vec![address.parse().unwrap()],
+            attachment: Attachment::Registered,
+            profile: ServiceProfile::standard(),
+            peers: Vec::new(),
+        }
+    }
+
+    fn control() -> Control {
+        let mut control = Control::new(ReservedSpi::default(), Limits::default());
+        let addresses = vec![TERMINAL.parse().unwrap()];
+        control.handle_registry(FromRegistry::Grant {
+            subscriber: subscriber(7, TERMINAL),
+            addresses,
+        });
+        assert!(matches!(control.poll_output(), Some(Output::Serve { .. })));
+        control
+    }
+
+    fn packet(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        let address = |text: &str| SocketAddr::new(text.parse().unwrap(), 500);
+        let datagram = Datagram {
+            source: address(source),
+            destination: address(destination),
+            payload: payload.to_vec(),
+        };
+        datagram::build(&datagram).unwrap()
+    }
+
+    /// A message of the right shape; what is inside is nobody's business here.
+    fn sealed(message_type: u8) -> Vec<u8> {
+        let mut datagram = vec![0; 64];
+        datagram[..2].copy_from_slice(&[1, message_type]);
+        datagram[11] = 7;
+        frame::wrap(ReservedSpi::default(), &datagram)
+    }
+
+    fn outputs(control: &mut Control) -> Vec<Output> {
+        std::iter::from_fn(|| control.poll_output()).collect()
+    }
+
+    #[test]
+    fn registrations_go_to_the_registry_requests_to_the_keyserver() {
+        let (mut control, now) = (control(), Instant::from_secs(1));
+        control.handle_packet(now, None, &packet(TERMINAL, PEER, &sealed(1)));
+        control.handle_packet(now, None, &packet(TERMINAL, PEER, &sealed(3)));
+        let [
+            Output::ToRegistry(ToRegistry::Register { .. }),
+            Output::ToKeyserver(request),
+        ] = &outputs(&mut control)[..]
+        else {
+            panic!()
+        };
+        let ToKeyserver::FromTerminal { subscriber, datagram } = request else {
+            panic!()
+        };
+        assert_eq!(*subscriber, SubscriberHandle(7));
+        assert_eq!(datagram.payload.len(), 64);
+    }
+
+    #[test]
+    fn ike_of_a_peer_reaches_the_keyserver_only_for_terminals_served_here() {
+        let (mut control, now) = (control(), Instant::from_secs(1));
+        control.handle_packet(now, Some(SubscriberHandle(7)), &packet(PEER, TERMINAL, &[1; 100]));
+        control.handle_packet(
+            now,
+            Some(SubscriberHandle(8)),
+            &packet(PEER, "10.0.0.2", &[1; 100]),
+        );
+        assert!(matches!(
+            &outputs(&mut control)[..],
+            [
+                Output::ToKeyserver(ToKeyserver::IkeFromPeer { .. }),
+                Output::Count(DropReason::NotServed)
+            ]
+        ));
+        control.handle_registry(FromRegistry::Withdraw {
+            subscriber: SubscriberHandle(7),
+        });
+        control.handle_packet(now, Some(SubscriberHandle(7)), &packet(PEER, TERMINAL, &[1; 100]));
+        assert!(matches!(
+            &outputs(&mut control)[..],
+            [Output::Unserve(_), Output::Count(DropReason::NotServed)]
+        ));
+    }
+
+    #[test]
+    fn ike_between_two_terminals_of_this_gateway_never_touches_the_wire() {
+        let mut control = control();
+        let message = |destination: &str| {
+            FromKeyserver::IkeToPeer(Datagram {
+                source: SocketAddr::new("10.0.0.2".parse().unwrap(), 500),
+                destination: SocketAddr::new(destination.parse().unwrap(), 500),
+                payload: vec![1; 40],
+            })
+        };
+        control.handle_keyserver(message(TERMINAL));
+        control.handle_keyserver(message(PEER));
+        assert!(matches!(
+            &outputs(&mut control)[..],
+            [
+                Output::ToKeyserver(ToKeyserver::IkeFromPeer { .. }),
+                Output::Transmit(_)
+            ]
+        ));
+    }
+
+    #[test]
+    fn a_flood_of_one_terminal_is_cut_and_another_one_is_heard() {
+        let (mut control, now) = (control(), Instant::from_secs(1));
+        for _ in 0..1000 {
+            control.handle_packet(now, None, &packet(TERMINAL, PEER, &sealed(3)));
+        }
+        let passed = outputs(&mut control)
+            .iter()
+            .filter(|output| matches!(output, Output::ToKeyserver(_)))
+            .count();
+        assert_eq!(passed, Limits::default().sealed_burst as usize);
+        control.handle_packet(now, None, &packet("10.0.0.2", PEER, &sealed(3)));
+        assert!(matches!(&outputs(&mut control)[..], [Output::ToKeyserver(_)]));
+    }
+
+    #[test]
+    fn a_terminal_on_a_forgotten_sa_is_told_to_register_but_not_for_every_packet() {
+        let (mut control, now) = (control(), Instant::from_secs(1));
+        for _ in 0..100 {
+            control.handle_notice(
+                now,
+                Notice::UnknownSa {
+                    terminal: TERMINAL.parse().unwrap(),
+                },
+            );
+        }
+        control.handle_notice(
+            now,
+            Notice::UnknownSa {
+                terminal: PEER.parse().unwrap(),
+            },
+        );
+        assert!(matches!(
+            &outputs(&mut control)[..],
+            [Output::TransmitToTerminal { .. }]
+        ));
+    }
+}

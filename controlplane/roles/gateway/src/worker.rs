@@ -107,7 +107,11 @@ impl Counters {
     pub fn totals(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
         [
             ("forwarded", "sent on through a transmit ring", &self.forwarded),
-            ("through_kernel", "sent on through the kernel: next hop not known yet", &self.through_kernel),
+            (
+                "through_kernel",
+                "sent on through the kernel: next hop not known yet",
+                &self.through_kernel,
+            ),
             ("to_control", "handed to the control thread", &self.to_control),
         ]
         .map(|(name, text, counter)| (name, text, counter.load(Ordering::Relaxed)))

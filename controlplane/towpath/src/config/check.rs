@@ -8,19 +8,19 @@ use towpath_telemetry::logging;
 use super::{Config, ConfigError, Document, Role};
 
 /// The whole range of a key, for messages and documentation.
-pub(crate) struct Limits {
+struct Limits {
     /// Dotted key.
-    pub(crate) key: &'static str,
+    key: &'static str,
     /// Values allowed.
-    pub(crate) range: RangeInclusive<u64>,
+    range: RangeInclusive<u64>,
     /// The value.
-    pub(crate) of: fn(&Config) -> u64,
+    of: fn(&Config) -> u64,
 }
 
 macro_rules! limits {
     ($($section:ident . $key:ident : $range:expr;)+) => {
         /// Numbers and their bounds.
-        pub(crate) const LIMITS: &[Limits] = &[$(Limits {
+        const LIMITS: &[Limits] = &[$(Limits {
             key: concat!(stringify!($section), ".", stringify!($key)),
             range: $range,
             of: |config| config.$section.$key.into(),

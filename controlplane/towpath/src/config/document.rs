@@ -111,6 +111,38 @@ impl Document {
         })
     }
 
+    /// Reads the text as JSON.
+    pub(crate) fn read_json<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        let mut deserializer = serde_json::Deserializer::from_str(&self.text);
+        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let key = if path == "." { "" } else { &path };
+            let (line, column) = (error.inner().line(), error.inner().column());
+            let text = error.inner().to_string();
+            // serde_json appends the place, which is in front of our message.
+            let message = text
+                .rsplit_once(" at line ")
+                .map_or(text.as_str(), |(message, _)| message);
+            self.error(key, self.offset(line, column), message)
+        })?;
+        deserializer.end().map_err(|error| {
+            let place = self.offset(error.line(), error.column());
+            self.error("", place, "expected the end of the file")
+        })?;
+        Ok(value)
+    }
+
+    fn offset(&self, line: usize, column: usize) -> Option<Range<usize>> {
+        let before: usize = self
+            .text
+            .split_inclusive('\n')
+            .take(line.checked_sub(1)?)
+            .map(str::len)
+            .sum();
+        let start = (before + column.saturating_sub(1)).min(self.text.len());
+        Some(start..start)
+    }
+
     /// An error about the value of `key`, a dotted path with indices as in `gateway.port[0].name`.
     pub(crate) fn invalid(&self, key: &str, message: impl Into<String>) -> ConfigError {
         self.error(key, self.locate(key), &message.into())
@@ -130,8 +162,13 @@ impl Document {
             place,
             width,
             key: key.to_owned(),
-            // Messages of the parser may have several lines; one is enough.
-            message: message.trim().replace('\n', ", "),
+            message: if is_secret(key) && !message.contains("expected `") && !message.starts_with("expected")
+            {
+                "is not valid (value not shown), expected text".to_owned()
+            } else {
+                // Messages of the parser may have several lines; one is enough.
+                message.trim().replace('\n', ", ")
+            },
         }
     }
 
@@ -145,11 +182,14 @@ impl Document {
         let width = marked.lines().next().map_or(1, |text| text.chars().count());
         let number = before.matches('\n').count() + 1;
         // A control character could play tricks with the reader's terminal, a long line fill it.
-        let shown = line
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .take(200)
-            .collect();
+        let shown = if ["ksub", "psk"].iter().any(|secret| line.contains(secret)) {
+            "[a line with a secret, not shown]".to_owned()
+        } else {
+            line.chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .take(200)
+                .collect()
+        };
         ((number, column + 1, shown), width.min(200))
     }
 
@@ -171,6 +211,12 @@ impl Document {
         }
         span
     }
+}
+
+/// Whether the value of `key` must not be shown.
+fn is_secret(key: &str) -> bool {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    ["ksub", "psk", "psk_hex"].contains(&last)
 }
 
 #[cfg(test)]
@@ -215,6 +261,36 @@ mod tests {
         let shown = document.invalid("gateway.port[1].name", "bad").to_string();
         assert!(
             shown.starts_with("t:2:34: key `gateway.port[1].name`: bad"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn errors_in_json_name_line_and_key() {
+        let document = Document::from_text("t.json", "{\n  \"log\": { \"format\": \"xml\" }\n}\n");
+        let shown = document.read_json::<Config>().unwrap_err().to_string();
+        assert!(
+            shown.starts_with("t.json:2:") && shown.contains("key `log.format`: unknown variant `xml`"),
+            "{shown}"
+        );
+        let more = Document::from_text("t", "{} {}")
+            .read_json::<Config>()
+            .unwrap_err()
+            .to_string();
+        assert!(more.contains("expected the end of the file"), "{more}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Secret {
+            #[expect(dead_code, reason = "only whether it can be read counts")]
+            psk: String,
+        }
+        let document = Document::from_text("t", "psk = 271828\n");
+        let shown = document.read::<Secret>().unwrap_err().to_string();
+        assert!(
+            shown.contains("key `psk`") && !shown.contains("271828"),
             "{shown}"
         );
     }

@@ -6,7 +6,7 @@
 mod check;
 mod document;
 
-pub(crate) use check::{Limits, check};
+pub(crate) use check::check;
 pub(crate) use document::{ConfigError, Document};
 
 use std::path::{Path, PathBuf};

@@ -189,7 +189,7 @@ fn start_worker(
     let max_sas = usize::try_from(config.gateway.max_sas)?;
     let parts = Parts {
         sockets,
-        datapath: Datapath::new(towpath_ipsec::soft::SoftEsp, max_sas),
+        datapath: Datapath::new(towpath_crypto::AwsLcEsp, max_sas),
         rng: SystemRng,
         kernel: RawIpSender::new(None).context("raw sockets")?,
         control,

@@ -1,0 +1,228 @@
+//! The command line, as clap reads it. Every option is documented here and nowhere else.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::DEFAULT_PATH;
+use crate::{profile, subscriber};
+
+const AFTER: &str = "\
+Examples:
+  towpath init --port eth0=access --port eth1=core     prepare a machine
+  towpath config check                                 read the configuration, say what is wrong
+  towpath run                                          gateway, keyserver and registry in one process
+  towpath subscriber add alice --address 10.77.1.2 --peer 10.77.9.2 --nai alice@example.net \\
+      --psk-file alice.psk --terminal-config alice.toml
+  towpath terminal --config alice.toml                 on the terminal: IPsec without IKE
+  towpath events                                       watch what happens
+  towpath sa list --json                               for scripts
+
+Exit status: 0 done; 1 it did not work; 2 the command, a file or the configuration is wrong, and nothing
+was changed.";
+
+/// IPsec key exchange by proxy: gateway, keyserver, registry and terminal.
+#[derive(Debug, Parser)]
+#[command(name = "towpath", version, after_long_help = AFTER, max_term_width = 100, subcommand_required = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// Configuration file
+    #[arg(long, short, global = true, env = "TOWPATH_CONFIG", default_value = DEFAULT_PATH, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Admin socket of the daemon, instead of the one in the configuration
+    #[arg(long, global = true, env = "TOWPATH_ADMIN", value_name = "SOCKET")]
+    pub(crate) admin: Option<PathBuf>,
+    /// Write JSON for scripts; fields are documented in controlplane/docs/configuration.md
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run gateway, keyserver and registry as the configuration says, until SIGTERM or SIGINT
+    Run,
+    /// Run a terminal: protect packets to peers with SAs the network negotiates
+    Terminal(Terminal),
+    /// Prepare this machine: configuration, key file and store; leaves alone what is there
+    Init(Init),
+    /// Subscribers: who may use the network, and how keys are negotiated in their name
+    #[command(subcommand)]
+    Subscriber(subscriber::Command),
+    /// Service profiles: which messages of a subscriber are diverted to the keyserver
+    #[command(subcommand)]
+    Profile(profile::Command),
+    /// What runs here
+    Status,
+    /// ESP SAs the gateway serves
+    #[command(subcommand)]
+    Sa(Sa),
+    /// IKE SAs of the keyserver
+    #[command(subcommand)]
+    Ike(Ike),
+    /// Counters: verdicts of the classifier, and every reason a packet was dropped for
+    Stats(Stats),
+    /// Watch what happens, one line each, until interrupted
+    Events(Events),
+    /// The configuration file
+    #[command(subcommand)]
+    Config(Config),
+    /// Detach the XDP program and remove its pinned maps: forwarding is the kernel's again
+    Unload(Unload),
+    /// Print a completion script: `towpath completions bash > /etc/bash_completion.d/towpath`
+    Completions {
+        /// For this shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write the pages of all commands into a directory
+    Man {
+        /// Directory for one page per command
+        #[arg(value_name = "DIRECTORY")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// `towpath terminal`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Terminal {
+    #[command(subcommand)]
+    pub(crate) command: Option<TerminalCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TerminalCommand {
+    /// Registration, SAs and counters of a running terminal
+    Status {
+        /// Its control socket, instead of the one in its configuration
+        #[arg(long, value_name = "SOCKET")]
+        socket: Option<PathBuf>,
+    },
+    /// Read a terminal's configuration and say what is wrong with it
+    Check,
+}
+
+/// `towpath init`.
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// An interface and its side: terminals are behind `access`, peers behind `core`
+    #[arg(long = "port", value_name = "INTERFACE=access|core", value_parser = parse_port)]
+    pub(crate) ports: Vec<(String, crate::config::PortRole)>,
+}
+
+fn parse_port(text: &str) -> Result<(String, crate::config::PortRole), String> {
+    use crate::config::PortRole;
+
+    match text.split_once('=') {
+        Some((name, "access")) if !name.is_empty() => Ok((name.to_owned(), PortRole::Access)),
+        Some((name, "core")) if !name.is_empty() => Ok((name.to_owned(), PortRole::Core)),
+        _ => Err("expected INTERFACE=access or INTERFACE=core".into()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Sa {
+    /// List pairs of SAs
+    List {
+        /// Only of this operator
+        #[arg(long)]
+        operator: Option<String>,
+        /// Only of this subscriber
+        #[arg(long, value_name = "NAME")]
+        subscriber: Option<String>,
+        /// Only with this terminal or peer
+        #[arg(long)]
+        address: Option<IpAddr>,
+    },
+    /// Everything about a pair of SAs; keys are never shown
+    Show {
+        /// SPI of either direction, hexadecimal as in `sa list` (c0ffee01 or 0xc0ffee01)
+        #[arg(value_name = "SPI", value_parser = parse_spi)]
+        spi: u32,
+    },
+}
+
+fn parse_spi(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    if digits.starts_with('+') {
+        return Err("expected up to eight hex digits".into());
+    }
+    u32::from_str_radix(digits, 16).map_err(|_| "expected up to eight hex digits".into())
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ike {
+    /// List IKE SAs
+    List,
+}
+
+/// `towpath stats`.
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    /// Show again and again, with rates, until interrupted
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 1, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval: u64,
+    /// Show counters that are zero as well
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// `towpath events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on until interrupted; the default
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Stop after this many events
+    #[arg(long, short = 'n', value_name = "NUMBER")]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Read the configuration and all it refers to, and say what is wrong
+    Check,
+    /// Print a configuration with every key, its default and what it means
+    Example,
+}
+
+/// `towpath unload`.
+#[derive(Debug, Args)]
+pub(crate) struct Unload {
+    /// Where maps and links are pinned, instead of `gateway.pin_dir` of the configuration
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) pin_dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn spis_are_hexadecimal() {
+        assert_eq!(parse_spi("0xc0ffee01"), Ok(0xc0ff_ee01));
+        assert_eq!(parse_spi("100"), Ok(0x100));
+        for text in ["", "0x", "+1", "123456789", "spi"] {
+            assert!(parse_spi(text).is_err(), "{text}");
+        }
+    }
+}
