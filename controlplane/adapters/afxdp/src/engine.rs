@@ -73,30 +73,29 @@ pub struct Engine {
 
 impl Engine {
     pub(crate) fn new(sockets: Sockets) -> Self {
-        let umem = Umem::new(sockets.area);
+        let umem = Umem::new(sockets.area, sockets.unused);
         let zero_copy = sockets.zero_copy;
         let ports: Vec<_> = sockets
             .ports
             .into_iter()
             .map(|opened| Port {
+                receiving: opened.receiving,
                 opened,
-                receiving: 0,
                 transmitting: 0,
                 unsent: false,
                 statistics: Statistics::default(),
             })
             .collect();
         let waiting = Vec::with_capacity(ports.len() + 1);
-        let mut engine = Self {
+        for port in &ports {
+            port.wake_receive();
+        }
+        Self {
             umem,
             ports,
             waiting,
             zero_copy,
-        };
-        for port in &mut engine.ports {
-            port.refill(&engine.umem);
         }
-        engine
     }
 
     /// The ports, in the order the sockets were opened.
@@ -267,6 +266,10 @@ impl Port {
             return;
         }
         self.opened.rings.fill.publish();
+        self.wake_receive();
+    }
+
+    fn wake_receive(&self) {
         if let Some(socket) = &self.opened.socket
             && self.opened.rings.fill.needs_wakeup()
         {

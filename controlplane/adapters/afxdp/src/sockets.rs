@@ -14,6 +14,8 @@ use crate::umem::Area;
 pub struct Sockets {
     pub(crate) area: Area,
     pub(crate) ports: Vec<Opened>,
+    /// The first frame that no ring holds.
+    pub(crate) unused: u32,
     pub(crate) zero_copy: bool,
     notes: Vec<String>,
 }
@@ -24,6 +26,8 @@ pub(crate) struct Opened {
     pub(crate) port: PortQueue,
     pub(crate) socket: Option<OwnedFd>,
     pub(crate) rings: Rings,
+    /// Frames given to the kernel to receive into.
+    pub(crate) receiving: u32,
 }
 
 impl Sockets {
@@ -61,14 +65,10 @@ impl Sockets {
                 port: *port,
                 socket: Some(socket),
                 rings,
+                receiving: 0,
             });
         }
-        Ok(Self {
-            area,
-            ports: opened,
-            zero_copy,
-            notes: Vec::new(),
-        })
+        Ok(Self::filled(area, opened, zero_copy))
     }
 
     /// Sockets without a kernel, and the other ends of their rings: for tests. The numbers of `ports` are names.
@@ -79,25 +79,36 @@ impl Sockets {
             .iter()
             .map(|port| {
                 let (rings, end) = memory::port(config, &area);
-                (
-                    Opened {
-                        port: *port,
-                        socket: None,
-                        rings,
-                    },
-                    end,
-                )
+                let opened = Opened {
+                    port: *port,
+                    socket: None,
+                    rings,
+                    receiving: 0,
+                };
+                (opened, end)
             })
             .unzip();
-        Ok((
-            Self {
-                area,
-                ports: opened,
-                zero_copy: true,
-                notes: Vec::new(),
-            },
-            ends,
-        ))
+        Ok((Self::filled(area, opened, true), ends))
+    }
+
+    /// Fills the fill rings: a packet may arrive as soon as the XDP program knows the sockets, before the worker
+    /// runs.
+    fn filled(area: Area, mut ports: Vec<Opened>, zero_copy: bool) -> Self {
+        let mut unused = 0;
+        for port in &mut ports {
+            while unused < area.frames() && port.rings.fill.put(area.address(unused, 0)) {
+                unused += 1;
+                port.receiving += 1;
+            }
+            port.rings.fill.publish();
+        }
+        Self {
+            area,
+            ports,
+            unused,
+            zero_copy,
+            notes: Vec::new(),
+        }
     }
 
     /// Every port with its socket, in the order of opening: for the XDP program's socket map.
@@ -117,7 +128,7 @@ impl Sockets {
         &self.notes
     }
 
-    /// Fills the fill rings: from here on packets arrive.
+    /// Puts the sockets to work on the calling thread.
     pub fn start(self) -> Engine {
         Engine::new(self)
     }

@@ -108,9 +108,10 @@ pub(crate) struct Umem {
 }
 
 impl Umem {
-    /// All frames are free.
-    pub(crate) fn new(area: Area) -> Rc<Self> {
-        let free = (0..area.frames()).rev().collect();
+    /// The frames below `unused` are in rings already, the others free.
+    pub(crate) fn new(area: Area, unused: u32) -> Rc<Self> {
+        let mut free = Vec::with_capacity(area.frames() as usize);
+        free.extend((unused..area.frames()).rev());
         Rc::new(Self {
             area,
             free: RefCell::new(free),
@@ -137,7 +138,7 @@ impl Umem {
         self.free.borrow_mut().pop()
     }
 
-    /// Puts an index back. Never allocates: the list once held every index.
+    /// Puts an index back. Never allocates: the list has room for every index.
     pub(crate) fn put(&self, index: u32) {
         self.free.borrow_mut().push(index);
     }

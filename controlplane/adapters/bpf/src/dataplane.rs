@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, XskMap};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{Xdp, XdpMode};
+use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use towpath_common::abi::{
     ABI_VERSION, Count, Globals, MAX_PORTS, PORT_TRANSMIT, PortInfo, QUEUES_PER_PORT, RESERVED_SPI_DEFAULT,
@@ -27,9 +29,14 @@ use crate::{Error, counters};
 
 /// Name of the gateway's program in the object.
 const PROGRAM: &str = "towpath";
+/// Name of the program that passes everything.
+const PASS_PROGRAM: &str = "towpath_pass";
 /// First part of a pinned link's name; interface index and mode follow. A bpffs allows no dots in names, so
 /// interface names will not do.
 const LINK: &str = "link";
+
+/// Attempts, 20 ms apart, while another program is still on the interface.
+const ATTACH_TRIES: u32 = 25;
 
 /// How the program is to be attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -153,7 +160,7 @@ impl Dataplane {
         let wanted: BTreeSet<u32> = devices.iter().map(|(device, _)| device.ifindex).collect();
         release_ports(dir, |ifindex| wanted.contains(&ifindex))?;
         let bases = set_ports(dir, &devices)?;
-        let program = load_program(&mut ebpf)?;
+        let program = load_program(&mut ebpf, PROGRAM)?;
         let mut ports = Vec::new();
         for ((device, role), xsk_base) in devices.into_iter().zip(bases) {
             let attached = attach(program, dir, &device, options.mode)?;
@@ -245,7 +252,7 @@ pub fn unload(pin_dir: &Path) -> Result<usize, Error> {
     }
     let lock = bpffs::lock(pin_dir)?;
     let mut links = 0;
-    for path in entries(pin_dir)? {
+    for path in entries(pin_dir)?.into_iter().filter(|path| !path.is_dir()) {
         // The pin is the last reference to a link: removing it detaches.
         links += usize::from(link_of(&path).is_some());
         fs::remove_file(&path).map_err(Error::file("remove", path))?;
@@ -254,6 +261,22 @@ pub fn unload(pin_dir: &Path) -> Result<usize, Error> {
     // A mount point stays, empty.
     let _ = fs::remove_dir(pin_dir);
     Ok(links)
+}
+
+/// Attaches a program that passes everything to an interface, pinned in `dir` on a bpffs. A veth receives frames
+/// that were redirected to it only if its peer is received from like this.
+pub fn attach_pass(object: &Path, interface: &str, dir: &Path) -> Result<(), Error> {
+    let bytes = check_object(object)?;
+    let device = net_device(interface)?;
+    ensure_bpffs(dir)?;
+    let mut loader = EbpfLoader::new();
+    // The maps come with the object; nobody uses them here.
+    for name in map::ALL {
+        loader.map_max_entries(name, 1);
+    }
+    let mut ebpf = loader.load(&bytes).map_err(|error| Error::Load(chain(&error)))?;
+    let program = load_program(&mut ebpf, PASS_PROGRAM)?;
+    attach(program, dir, &device, Mode::Auto).map(|_| ())
 }
 
 fn find_devices(ports: &[PortSpec]) -> Result<Vec<(NetDevice, Role)>, Error> {
@@ -302,10 +325,10 @@ fn load_maps(bytes: &[u8], dir: &Path) -> Result<Ebpf, Error> {
     loader.load(bytes).map_err(|error| Error::Load(chain(&error)))
 }
 
-fn load_program(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
+fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Error> {
     let program = ebpf
-        .program_mut(PROGRAM)
-        .ok_or_else(|| Error::Load(format!("no program {PROGRAM}")))?;
+        .program_mut(name)
+        .ok_or_else(|| Error::Load(format!("no program {name}")))?;
     let program: &mut Xdp = program.try_into().map_err(|error| Error::Load(chain(&error)))?;
     program.load().map_err(|error| Error::Load(chain(&error)))?;
     Ok(program)
@@ -461,9 +484,19 @@ fn take_over(program: &mut Xdp, path: &Path) -> Result<(), String> {
 }
 
 fn attach_new(program: &mut Xdp, dir: &Path, ifindex: u32, mode: AttachedMode) -> Result<(), String> {
-    let id = program
-        .attach_to_if_index(ifindex, mode.xdp())
-        .map_err(|error| chain(&error))?;
+    let mut tries = ATTACH_TRIES;
+    let id = loop {
+        match program.attach_to_if_index(ifindex, mode.xdp()) {
+            // The kernel detaches a link a moment after its pin was removed.
+            Err(ProgramError::SyscallError(error))
+                if tries > 0 && matches!(error.io_error.raw_os_error(), Some(libc::EEXIST | libc::EBUSY)) =>
+            {
+                tries -= 1;
+                sleep(Duration::from_millis(20));
+            }
+            result => break result.map_err(|error| chain(&error))?,
+        }
+    };
     let link = program.take_link(id).map_err(|error| chain(&error))?;
     let link = FdLink::try_from(link).map_err(|error| chain(&error))?;
     link.pin(link_path(dir, ifindex, mode))

@@ -23,7 +23,7 @@ mod testrun;
 pub use bpffs::{DEFAULT_PIN_DIR, Mounted, ensure_bpffs};
 pub use compile::{CompileError, CompiledProfile, compile};
 pub use counters::counters;
-pub use dataplane::{AttachedMode, Dataplane, Mode, Options, Port, PortSpec, unload};
+pub use dataplane::{AttachedMode, Dataplane, Mode, Options, Port, PortSpec, attach_pass, unload};
 pub use error::Error;
 pub use netdev::{NetDevice, net_device};
 pub use object::{OBJECT_NAME, OBJECT_VARIABLE, check_object, find_object};
