@@ -16,6 +16,7 @@ use crate::validate::{validate, validate_subscriber};
 
 /// What a request changed; the store has it already.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "few, and moved once")]
 pub enum Change {
     /// A subscriber that was not there.
     Added(Subscriber),

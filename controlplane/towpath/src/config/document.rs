@@ -107,7 +107,14 @@ impl Document {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let path = error.path().to_string();
             let key = if path == "." { "" } else { &path };
-            self.error(key, error.inner().span(), error.inner().message())
+            // The parser marks the whole array or table where it cannot say which element.
+            let marked = error.inner().span();
+            let closer = self.locate(key).filter(|exact| {
+                marked
+                    .as_ref()
+                    .is_none_or(|marked| marked.start <= exact.start && exact.end <= marked.end)
+            });
+            self.error(key, closer.or(marked), error.inner().message())
         })
     }
 
