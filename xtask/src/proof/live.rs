@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::stack::Stack;
-use crate::lab::{Family, Lab, Node, Options, PeerKind};
+use crate::lab::{Family, Lab, Node, Options};
 use crate::sh::Cmd;
 use crate::ui::step;
 
@@ -18,14 +18,13 @@ use crate::ui::step;
 const ROUND: Duration = Duration::from_secs(5);
 
 /// Brings the lab up, starts everything, lets terminal A talk to the peer and shows what happens.
-pub fn run(root: &Path, peer: PeerKind, object: &Path) -> Result<()> {
+pub fn run(root: &Path, args: &super::Args, object: &Path) -> Result<()> {
+    let peer = args.peer.unwrap_or_default();
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)).context("cannot handle ctrl-c")?;
-    let options = Options {
-        instance: "default".to_owned(),
-        peer,
-    };
+    let instance = args.instance.clone().unwrap_or_else(|| "default".to_owned());
+    let options = Options { instance, peer };
     Lab::down_instance(root, &options.instance)?;
     let lab = step(&format!("lab up, peer {}", peer.name()), || {
         Lab::up(root, &options)

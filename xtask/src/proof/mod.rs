@@ -37,6 +37,9 @@ pub struct Args {
     /// With --once: leave the lab up when a scenario failed
     #[arg(long, requires = "once")]
     pub keep: bool,
+    /// Which lab; several can run side by side
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<String>,
     /// Load onto real interfaces instead of the lab, once for each: --iface IN --iface OUT
     #[arg(long, num_args = 1, requires = "config", value_name = "NAME")]
     pub iface: Vec<String>,
@@ -57,7 +60,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     match &args.config {
         Some(config) => real_interfaces(&args.iface, config, &object),
         None if args.once => once(root, args, &object),
-        None => live::run(root, args.peer.unwrap_or_default(), &object),
+        None => live::run(root, args, &object),
     }
 }
 
@@ -140,7 +143,7 @@ fn once(root: &Path, args: &Args, object: &Path) -> Result<()> {
     for kind in kinds {
         let rows: Vec<Scenario> = scenario::matrix(kind).into_iter().filter(wanted).collect();
         if !rows.is_empty() {
-            outcomes.extend(with_peer(root, kind, rows, object, args.keep)?);
+            outcomes.extend(with_peer(root, kind, rows, object, args)?);
         }
     }
     table::print(&outcomes);
@@ -159,9 +162,9 @@ fn with_peer(
     kind: PeerKind,
     rows: Vec<Scenario>,
     object: &Path,
-    keep: bool,
+    args: &Args,
 ) -> Result<Vec<Outcome>> {
-    let instance = "once".to_owned();
+    let instance = args.instance.clone().unwrap_or_else(|| "once".to_owned());
     Lab::down_instance(root, &instance)?;
     let options = Options {
         instance: instance.clone(),
@@ -172,7 +175,7 @@ fn with_peer(
     })?;
     let outcomes = in_lab(lab, rows, object);
     let failed = outcomes.as_ref().map_or(true, |o| o.iter().any(|o| !o.passed()));
-    if keep && failed {
+    if args.keep && failed {
         println!("the lab is left up: cargo xtask lab --instance {instance} status");
     } else {
         Lab::down_instance(root, &instance)?;
