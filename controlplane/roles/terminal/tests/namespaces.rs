@@ -26,7 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 use towpath_base::sa::{EspSuite, Mode};
-use towpath_base::{Instant, SecretKey};
+use towpath_base::{DropReason, Instant, SecretKey};
 use towpath_kernel::{Inbound, RawIpSender, Tun, sysctl};
 use towpath_terminal::{Status, TerminalConfig};
 
@@ -189,12 +189,16 @@ fn serve(network: &Mutex<Network>, stop: &AtomicBool, tun: &Tun) {
 struct Near {
     shutdown: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    folder: tempfile::TempDir,
+    /// State, control socket, key log.
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Near {
     fn start(policies: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), policies)
+    }
+
+    fn start_in(folder: tempfile::TempDir, policies: &str) -> Self {
         let hex: String = KSUB.iter().map(|byte| format!("{byte:02x}")).collect();
         let text = format!(
             "handle = {HANDLE}\nksub = \"{hex}\"\ninterface = \"h0\"\ntun = \"tp0\"\nstate_file = \"{0}/state\"\n\
@@ -217,14 +221,14 @@ impl Near {
         let near = Self {
             shutdown: Some(shutdown),
             thread: Some(thread),
-            folder,
+            folder: Some(folder),
         };
         near.wait_for(|status| status.registered);
         near
     }
 
     fn file(&self, name: &str) -> std::path::PathBuf {
-        self.folder.path().join(name)
+        self.folder.as_ref().unwrap().path().join(name)
     }
 
     fn wait_for(&self, reached: impl Fn(&Status) -> bool) -> Status {
@@ -239,11 +243,13 @@ impl Near {
         }
     }
 
-    fn stop(mut self) {
+    /// Ends the terminal; its files stay as long as what this returns.
+    fn stop(mut self) -> tempfile::TempDir {
         let control = self.file("control");
         self.shutdown.take().unwrap().send(()).unwrap();
         self.thread.take().unwrap().join().unwrap();
         assert!(!control.exists());
+        self.folder.take().unwrap()
     }
 }
 
@@ -388,6 +394,26 @@ fn policies_decide_what_is_protected() {
         assert!(TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_err());
         let status = near.wait_for(|status| status.counters.contains_key("drop.policy_discard"));
         assert!(status.counters["drop.policy_discard"] > 0);
+        near.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root: network namespaces, TUN"]
+fn a_terminal_that_starts_again_gets_new_sas() {
+    in_namespace(|| {
+        let far = Far::start(Script::default());
+        let near = Near::start(&protect_both());
+        ping(PEER[0]);
+        let first = near.wait_for(|status| status.sas.len() == 1);
+        let near = Near::start_in(near.stop(), &protect_both());
+        ping(PEER[0]);
+        let second = near.wait_for(|status| status.sas.len() == 1);
+        assert_ne!(first.sas[0].spi_in, second.sas[0].spi_in);
+        let network = far.network.lock().unwrap();
+        assert_eq!(network.registrations, 2);
+        assert!(!network.refused.contains_key(&DropReason::KeyxReplayed));
+        drop(network);
         near.stop();
     });
 }
