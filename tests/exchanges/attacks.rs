@@ -191,9 +191,9 @@ proptest! {
         let until = world.now + Duration::from_secs(60);
         let mut seen = 0;
         while world.step(until) {
-            for datagram in world.sent[seen..].to_vec() {
+            for index in seen..world.sent.len() {
                 if rng.below(4) < rate {
-                    let mut changed = datagram;
+                    let mut changed = world.sent[index].clone();
                     let at = rng.below(changed.payload.len() as u64) as usize;
                     changed.payload[at] ^= 1 << rng.below(8);
                     world.post(changed);

@@ -2,6 +2,7 @@
 //! between them.
 
 mod attacks;
+mod charon;
 mod collisions;
 mod lifecycle;
 mod negotiation;

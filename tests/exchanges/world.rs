@@ -93,6 +93,9 @@ impl Weather {
     };
 }
 
+/// Decides whether a datagram passes.
+pub(crate) type Filter = Box<dyn FnMut(&Transmit) -> bool>;
+
 /// A NAT in front of one address: the others see `outside` with shifted ports.
 pub(crate) struct Nat {
     pub(crate) inside: IpAddr,
@@ -115,7 +118,7 @@ pub(crate) struct World {
     /// Every datagram that was sent.
     pub(crate) sent: Vec<Transmit>,
     /// Looks at a datagram before it is delivered; false drops it.
-    pub(crate) filter: Option<Box<dyn FnMut(&Transmit) -> bool>>,
+    pub(crate) filter: Option<Filter>,
 }
 
 const DELAY: Duration = Duration::from_millis(10);
