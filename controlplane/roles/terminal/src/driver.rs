@@ -212,16 +212,24 @@ impl<'c> Driver<'c> {
     fn transmit(&mut self) {
         let now = self.now();
         while let Some(transmit) = self.core.poll_transmit(now, &mut self.buffer, &mut SystemRng) {
-            let sent = match transmit {
-                Transmit::Packet(packet) => self.host.sender.send(packet.bytes()),
+            match transmit {
+                Transmit::Packet(packet) => {
+                    if let Err(error) = self.host.sender.send(packet.bytes()) {
+                        self.unsent.count(&error);
+                    }
+                }
                 Transmit::Datagram {
                     source,
                     destination,
                     payload,
-                } => self.host.send_datagram(source, destination, payload),
-            };
-            if let Err(error) = sent {
-                self.unsent.count(&error);
+                } => {
+                    debug!(%source, %destination, bytes = payload.len(), "message to the network");
+                    if let Err(error) = self.host.send_datagram(source, destination, payload) {
+                        // Rare and never in bursts: the core waits longer after each.
+                        warn!(%destination, %error, "message to the network not sent");
+                        self.unsent.count(&error);
+                    }
+                }
             }
         }
     }
