@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::config::DEFAULT_PATH;
@@ -52,6 +52,9 @@ pub(crate) enum Command {
     /// Run gateway, keyserver and registry as the configuration says, until SIGTERM or SIGINT
     Run,
     /// Run a terminal: protect packets to peers with SAs the network negotiates
+    ///
+    /// Its configuration is /etc/towpath/terminal.toml unless --config says otherwise; `towpath subscriber add
+    /// --terminal-config FILE` writes one.
     Terminal(Terminal),
     /// Prepare this machine: configuration, key file and store; leaves alone what is there
     Init(Init),
@@ -97,6 +100,30 @@ pub(crate) enum Command {
 pub(crate) struct Terminal {
     #[command(subcommand)]
     pub(crate) command: Option<TerminalCommand>,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Human, value_name = "FORMAT")]
+    pub(crate) log_format: LogFormat,
+    /// What is logged: a level, or a list of TARGET=LEVEL
+    #[arg(long, env = "TOWPATH_LOG", default_value = "info", value_name = "FILTER")]
+    pub(crate) log_filter: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Human,
+    /// One JSON object a line
+    Json,
+}
+
+impl From<LogFormat> for towpath_telemetry::logging::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Human => Self::Human,
+            LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
