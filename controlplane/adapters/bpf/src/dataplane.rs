@@ -266,6 +266,11 @@ pub fn unload(pin_dir: &Path) -> Result<usize, Error> {
 /// Attaches a program that passes everything to an interface, pinned in `dir` on a bpffs. A veth receives frames
 /// that were redirected to it only if its peer is received from like this.
 pub fn attach_pass(object: &Path, interface: &str, dir: &Path) -> Result<(), Error> {
+    attach_alone(object, PASS_PROGRAM, interface, dir)
+}
+
+/// Attaches a program that needs no maps, pinned in `dir`; [`unload`] takes it off.
+pub(crate) fn attach_alone(object: &Path, name: &str, interface: &str, dir: &Path) -> Result<(), Error> {
     let bytes = check_object(object)?;
     let device = net_device(interface)?;
     ensure_bpffs(dir)?;
@@ -275,7 +280,7 @@ pub fn attach_pass(object: &Path, interface: &str, dir: &Path) -> Result<(), Err
         loader.map_max_entries(name, 1);
     }
     let mut ebpf = loader.load(&bytes).map_err(|error| Error::Load(chain(&error)))?;
-    let program = load_program(&mut ebpf, PASS_PROGRAM)?;
+    let program = load_program(&mut ebpf, name)?;
     attach(program, dir, &device, Mode::Auto).map(|_| ())
 }
 
@@ -325,7 +330,7 @@ fn load_maps(bytes: &[u8], dir: &Path) -> Result<Ebpf, Error> {
     loader.load(bytes).map_err(|error| Error::Load(chain(&error)))
 }
 
-fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Error> {
+pub(crate) fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, Error> {
     let program = ebpf
         .program_mut(name)
         .ok_or_else(|| Error::Load(format!("no program {name}")))?;
