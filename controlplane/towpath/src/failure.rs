@@ -79,7 +79,10 @@ impl From<StoreError> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::runtime(format!("{error:#}"))
+        match error.downcast::<StoreError>() {
+            Ok(error) => error.into(),
+            Err(error) => Self::runtime(format!("{error:#}")),
+        }
     }
 }
 

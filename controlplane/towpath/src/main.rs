@@ -45,6 +45,8 @@ fn dispatch(common: &cli::Common, command: Command) -> Outcome {
     match command {
         Command::Run => {
             let config = config::Config::load(&common.config)?;
+            // Before anything is attached to an interface.
+            setup::check_store(&config)?;
             Ok(run::run(config)?)
         }
         Command::Terminal(args) => terminal::run(common, args),

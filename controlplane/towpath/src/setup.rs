@@ -167,6 +167,13 @@ fn references(config: &Config) -> Outcome<Vec<String>> {
     Ok(notes)
 }
 
+/// Opens key file and store once, so that a daemon that cannot have them fails before it touches an interface.
+pub(crate) fn check_store(config: &Config) -> Outcome {
+    let kek = Kek::load(&config.store.kek_file)?;
+    RedbStore::open(&config.store.path, &kek)?;
+    Ok(())
+}
+
 /// Detaches the XDP program.
 pub(crate) fn unload(common: &Common, args: Unload) -> Outcome {
     let pin_dir = match args.pin_dir {

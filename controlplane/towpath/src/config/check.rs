@@ -29,10 +29,10 @@ macro_rules! limits {
 }
 
 limits! {
-    gateway.workers: 0..=256;
+    // One worker serves all queues in this version.
+    gateway.workers: 0..=1;
     gateway.reserved_spi: 1..=u64::MAX;
     gateway.frames: 64..=1 << 20;
-    gateway.max_terminals: 1..=1_000_000;
     gateway.max_sas: 1..=1_000_000;
     gateway.requests_per_second: 1..=100_000;
     gateway.requests_burst: 1..=100_000;
@@ -211,7 +211,7 @@ mod tests {
             ),
             (
                 port("[gateway]\nworkers = 1000"),
-                "t:2:11: key `gateway.workers`: is 1000, expected 0 to 256",
+                "t:2:11: key `gateway.workers`: is 1000, expected 0 to 1",
             ),
             (
                 port("[gateway]\nframes = 1000"),

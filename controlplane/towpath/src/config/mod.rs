@@ -115,16 +115,14 @@ pub(crate) struct Gateway {
     pub(crate) bpf_object: Option<PathBuf>,
     /// How to attach.
     pub(crate) mode: XdpMode,
-    /// Packet worker threads; 0 for one per receive queue, up to the number of processors.
+    /// Packet worker threads; 0 to choose. This version runs one.
     pub(crate) workers: u32,
     /// The value both SPIs of a terminal's message to the network hold.
     pub(crate) reserved_spi: u64,
     /// Bytes of one packet buffer.
     pub(crate) frame_size: u32,
-    /// Packet buffers per worker.
+    /// Packet buffers per port.
     pub(crate) frames: u32,
-    /// Most subscribers served at a time.
-    pub(crate) max_terminals: u32,
     /// Most ESP SA pairs bridged at a time.
     pub(crate) max_sas: u32,
     /// Sealed messages a terminal may send per second, on average.
@@ -145,7 +143,6 @@ impl Default for Gateway {
             reserved_spi: 100,
             frame_size: 4096,
             frames: 4096,
-            max_terminals: 100_000,
             max_sas: 100_000,
             requests_per_second: 10,
             requests_burst: 40,
@@ -190,9 +187,9 @@ pub(crate) enum PortRole {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Keyserver {
-    /// For peers that name none.
+    /// For subscribers that are added without.
     pub(crate) ike_proposals: Vec<String>,
-    /// For peers that name none.
+    /// For subscribers that are added without.
     pub(crate) esp_suites: Vec<EspSuite>,
     /// Most IKE SAs.
     pub(crate) max_ike_sas: u32,
