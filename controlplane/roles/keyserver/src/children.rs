@@ -165,7 +165,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         pair.failures = 0;
         pair.not_before = now;
         let (spi_in, spi_out) = (child.spi_in, child.spi_out);
-        let class = pair.class;
+        let class = self.classes.get(&ike).copied().unwrap_or(Class::None);
         pair.children.push(Child::of(now, ike, class, &child));
         let request_id = pair.request_id.take();
         self.event(
@@ -323,5 +323,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
 
     fn ike_renamed(&mut self, old: IkeSaId, new: IkeSaId) {
         self.pairs.rename_ike(old, new);
+        if let Some(class) = self.classes.remove(&old) {
+            self.classes.insert(new, class);
+        }
     }
 }

@@ -25,6 +25,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use towpath_base::crypto::{KeyGenerator, Rng};
+use towpath_base::sa::Class;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, ToKeyserver, ToRegistry};
 use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
@@ -79,6 +80,8 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     waiting: HashMap<u64, Waiting>,
     next_request: u64,
     initiations: HashMap<u64, PairKey>,
+    /// Class of the policy each IKE SA was negotiated under.
+    classes: HashMap<IkeSaId, Class>,
     next_tag: u64,
     to_gateway: VecDeque<FromKeyserver>,
     to_registry: VecDeque<ToRegistry>,
@@ -96,6 +99,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             waiting: HashMap::new(),
             next_request: 1,
             initiations: HashMap::new(),
+            classes: HashMap::new(),
             next_tag: 1,
             to_gateway: VecDeque::new(),
             to_registry: VecDeque::new(),

@@ -81,8 +81,6 @@ pub struct Pair {
     pub subscriber: SubscriberHandle,
     /// The exchange in progress, if any.
     pub progress: Option<Progress>,
-    /// Class of the policy last used.
-    pub class: Class,
     /// The terminal's latest request, so that a refusal can name it.
     pub request_id: Option<u32>,
     /// Live CHILD SAs, the newest last. More than one only while rekeying or after simultaneous starts.
@@ -132,7 +130,6 @@ impl Pairs {
         Some(self.pairs.entry(key).or_insert_with(|| Pair {
             subscriber,
             progress: None,
-            class: Class::None,
             request_id: None,
             children: Vec::new(),
             not_before: Instant::ZERO,

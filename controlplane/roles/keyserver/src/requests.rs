@@ -2,6 +2,7 @@
 
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::profile::{PeerPolicy, Psk};
+use towpath_base::sa::Class;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_fabric::{Datagram, FromKeyserver, ToRegistry};
 use towpath_ike::{IkeSaId, Initiate};
@@ -157,18 +158,20 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             return;
         };
         let (Waiting::Initiate(key) | Waiting::Respond(key, _)) = waiting;
-        let class = credential.as_ref().map(|(record, _)| record.class);
+        let class = credential.as_ref().map_or(Class::None, |(record, _)| record.class);
         let policy = credential.map(|(record, psk)| engine_policy(&record, psk));
         if let Some(Err(error)) = &policy {
             self.event(Some(key), subscriber, "policy_unusable", error.to_string());
         }
         let policy = policy.and_then(Result::ok);
-        if let (Some(class), Some(pair)) = (class, self.pairs.get_mut(key)) {
-            pair.class = class;
-        }
         match (waiting, policy) {
-            (Waiting::Respond(_, ike), policy) => self.endpoint.provide_policy(now, ike, policy),
-            (Waiting::Initiate(_), Some(policy)) => self.start(now, subscriber, key, policy),
+            (Waiting::Respond(_, ike), policy) => {
+                if policy.is_some() {
+                    self.classes.insert(ike, class);
+                }
+                self.endpoint.provide_policy(now, ike, policy);
+            }
+            (Waiting::Initiate(_), Some(policy)) => self.start(now, subscriber, key, class, policy),
             (Waiting::Initiate(_), None) => {
                 if let Some(pair) = self.pairs.get_mut(key) {
                     pair.progress = None;
@@ -190,6 +193,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         now: Instant,
         subscriber: SubscriberHandle,
         key: PairKey,
+        class: Class,
         policy: towpath_ike::Policy,
     ) {
         let tag = self.next_tag;
@@ -202,7 +206,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             policy,
         };
         match self.endpoint.initiate(now, wish) {
-            Ok(_) => {
+            Ok(ike) => {
+                self.classes.insert(ike, class);
                 self.initiations.insert(tag, key);
                 if let Some(pair) = self.pairs.get_mut(key) {
                     pair.progress = Some(Progress::Negotiating);
