@@ -19,12 +19,10 @@ use towpath_base::profile::{IkeId, Psk};
 use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode};
 use towpath_base::{Instant, Spi};
 use towpath_crypto::{IkeCrypto, SystemRng};
-use towpath_ike::{Command, Config, Endpoint, Initiate, Policy};
+use towpath_ike::{Command, Config, Endpoint, FailReason, Initiate, Policy};
 
 use crate::world::{any_of, proposal};
 
-const A: &str = "ike-a";
-const B: &str = "ike-b";
 const V4: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 const V6: [&str; 2] = ["2001:db8::1", "2001:db8::2"];
 
@@ -35,6 +33,7 @@ fn sh(line: &str) {
 
 /// The namespaces and the daemon; gone when dropped.
 struct Lab {
+    names: [String; 2],
     dir: PathBuf,
     charon: Child,
 }
@@ -43,7 +42,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.charon.kill();
         let _ = self.charon.wait();
-        for name in [A, B] {
+        for name in &self.names {
             let _ = Process::new("ip").args(["netns", "del", name]).status();
         }
         if !std::thread::panicking() {
@@ -53,12 +52,15 @@ impl Drop for Lab {
 }
 
 impl Lab {
-    fn up() -> Self {
-        let dir = std::env::temp_dir().join(format!("ike-charon-{}", std::process::id()));
+    /// `tag` keeps labs apart that are up at the same time.
+    fn up(tag: &str) -> Self {
+        let names = ["a", "b"].map(|end| format!("ike-{tag}-{end}"));
+        let [a, b] = &names;
+        let dir = std::env::temp_dir().join(format!("ike-charon-{tag}-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        sh(&format!("ip netns add {A} && ip netns add {B}"));
-        sh(&format!("ip -n {A} link add v0 type veth peer name v0 netns {B}"));
-        for (name, index) in [(A, 0), (B, 1)] {
+        sh(&format!("ip netns add {a} && ip netns add {b}"));
+        sh(&format!("ip -n {a} link add v0 type veth peer name v0 netns {b}"));
+        for (name, index) in [(a, 0), (b, 1)] {
             let (v4, v6) = (V4[index], V6[index]);
             sh(&format!(
                 "ip -n {name} link set lo up && ip -n {name} link set v0 up"
@@ -69,13 +71,14 @@ impl Lab {
         }
         // kernel-libipsec wants an address inside what it protects.
         sh(&format!(
-            "ip -n {B} addr add 10.2.0.1/32 dev lo && ip -n {B} addr add fd02::1/128 dev lo"
+            "ip -n {b} addr add 10.2.0.1/32 dev lo && ip -n {b} addr add fd02::1/128 dev lo"
         ));
         let base = dir.display();
         let configuration = format!(
             "charon-systemd {{
   load = random nonce openssl kdf hmac sha2 gcm aes curve25519 kernel-libipsec kernel-netlink socket-default vici
   install_virtual_ip = no
+  retransmit_timeout = 1.0
   plugins {{
     vici {{ socket = unix://{base}/vici }}
     kernel-libipsec {{ allow_peer_ts = yes }}
@@ -94,13 +97,13 @@ swanctl {{ load = random openssl }}
         fs::write(dir.join("strongswan.conf"), configuration).unwrap();
         let output = fs::File::create(dir.join("out")).unwrap();
         let charon = Process::new("ip")
-            .args(["netns", "exec", B, "/usr/sbin/charon-systemd"])
+            .args(["netns", "exec", b, "/usr/sbin/charon-systemd"])
             .env("STRONGSWAN_CONF", dir.join("strongswan.conf"))
             .stdout(output)
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let lab = Self { dir, charon };
+        let lab = Self { names, dir, charon };
         for _ in 0..200 {
             if lab.dir.join("vici").exists() {
                 return lab;
@@ -108,6 +111,12 @@ swanctl {{ load = random openssl }}
             sleep(Duration::from_millis(50));
         }
         panic!("charon did not start: {}", lab.log());
+    }
+
+    /// Moves this thread to our end.
+    fn enter(&self) {
+        let namespace = fs::File::open(format!("/run/netns/{}", self.names[0])).unwrap();
+        setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
     }
 
     fn log(&self) -> String {
@@ -124,13 +133,19 @@ swanctl {{ load = random openssl }}
         process
     }
 
+    /// Without waiting for the end of it.
+    fn start(&self, arguments: &str) {
+        drop(self.swanctl(arguments).stdout(Stdio::null()).spawn().unwrap());
+    }
+
     fn ask(&self, arguments: &str) -> String {
         String::from_utf8_lossy(&self.swanctl(arguments).output().unwrap().stdout).into_owned()
     }
 
     /// One connection, in place of all others.
-    fn load(&self, case: &Case, addresses: [&str; 2]) {
+    fn load(&self, case: &Case, secret: &str) {
         let Case { ike, esp, .. } = case;
+        let addresses = case.addresses();
         let [ours, theirs] = addresses;
         let [our_net, their_net] = case.nets();
         let text = format!(
@@ -148,7 +163,7 @@ swanctl {{ load = random openssl }}
     remote_ts = {our_net}
     esp_proposals = {esp}
     mode = tunnel }} }} }} }}
-secrets {{ ike-1 {{ secret = \"swordfish\" }} }}
+secrets {{ ike-1 {{ secret = \"{secret}\" }} }}
 "
         );
         let file = self.dir.join("swanctl.conf");
@@ -289,6 +304,21 @@ struct Case {
 }
 
 impl Case {
+    fn addresses(&self) -> [&'static str; 2] {
+        if self.v6 { V6 } else { V4 }
+    }
+
+    fn wish(&self) -> Initiate {
+        let [local, remote] = self.addresses().map(|text| text.parse().unwrap());
+        Initiate {
+            tag: 1,
+            local,
+            remote,
+            remote_port: None,
+            policy: self.policy(),
+        }
+    }
+
     fn nets(&self) -> [&'static str; 2] {
         if self.v6 {
             ["fd01::/64", "fd02::/64"]
@@ -338,36 +368,28 @@ fn assert_same_keys(lab: &Lab, child: &ChildSa) {
     }
 }
 
-fn run(lab: &Lab, case: &Case, number: usize) {
-    let addresses = if case.v6 { V6 } else { V4 };
-    lab.load(case, addresses);
+/// Starts the exchange from one side.
+fn start(lab: &Lab, case: &Case) -> Station {
     let mut station = Station::new(case.policy());
-    let [ours, theirs] = addresses.map(|text| text.parse::<IpAddr>().unwrap());
     if case.we_initiate {
-        let wish = Initiate {
-            tag: 1,
-            local: ours,
-            remote: theirs,
-            remote_port: None,
-            policy: case.policy(),
-        };
         let now = station.now();
-        station.endpoint.initiate(now, wish).unwrap();
+        station.endpoint.initiate(now, case.wish()).unwrap();
     } else {
-        drop(
-            lab.swanctl("--initiate --child c --timeout 8")
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
+        lab.start("--initiate --child c --timeout 8");
     }
+    station
+}
+
+fn run(lab: &Lab, case: &Case, number: usize) {
+    lab.load(case, "swordfish");
+    let mut station = start(lab, case);
     station.run_until(lab, "established", |station| !station.children.is_empty());
     let list = lab.ask("--list-sas");
     for expected in [
         "ESTABLISHED",
         "INSTALLED",
         "'a.test'",
-        &format!("@ {}", addresses[0]),
+        &format!("@ {}", case.addresses()[0]),
     ] {
         assert!(list.contains(expected), "{expected}: {list}");
     }
@@ -448,9 +470,8 @@ fn ike_of(station: &Station, now: Instant) -> towpath_ike::IkeSaId {
 #[test]
 #[ignore = "needs root: makes namespaces and runs strongSwan's charon"]
 fn charon_agrees_in_both_roles_families_and_all_suites() {
-    let lab = Lab::up();
-    let namespace = fs::File::open(format!("/run/netns/{A}")).unwrap();
-    setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    let lab = Lab::up("all");
+    lab.enter();
     let suites = [
         (
             "aes256gcm16-prfsha256-x25519",
@@ -486,4 +507,136 @@ fn charon_agrees_in_both_roles_families_and_all_suites() {
             }
         }
     }
+}
+
+fn plain_case(we_initiate: bool) -> Case {
+    Case {
+        ike: "aes256gcm16-prfsha256-x25519",
+        esp: "aes256gcm16",
+        suite: EspSuite::Aes256Gcm16,
+        v6: false,
+        we_initiate,
+    }
+}
+
+/// The exchange ends without SA on either side.
+fn assert_fails(lab: &Lab, case: &Case, expected: FailReason) {
+    let mut station = start(lab, case);
+    let failed = |command: &Command| matches!(command, Command::Failed { reason, .. } if *reason == expected);
+    station.run_until(lab, "failed", |station| station.commands.iter().any(failed));
+    assert!(station.children.is_empty());
+    assert_eq!(lab.ask("--list-sas"), "");
+}
+
+#[test]
+#[ignore = "needs root: makes namespaces and runs strongSwan's charon"]
+fn charon_and_we_refuse_each_other_cleanly() {
+    let lab = Lab::up("no");
+    lab.enter();
+    lab.load(&plain_case(true), "catfish");
+    assert_fails(&lab, &plain_case(true), FailReason::AuthenticationRefused);
+    assert_fails(&lab, &plain_case(false), FailReason::AuthenticationFailed);
+    let other = Case {
+        ike: "aes128-sha256-modp2048",
+        ..plain_case(true)
+    };
+    lab.load(&other, "swordfish");
+    assert_fails(&lab, &plain_case(true), FailReason::NoProposalChosen);
+    assert_fails(&lab, &plain_case(false), FailReason::NoProposalChosen);
+    let other = Case {
+        esp: "aes128-sha256",
+        ..plain_case(true)
+    };
+    lab.load(&other, "swordfish");
+    assert_fails(&lab, &plain_case(true), FailReason::NoProposalChosen);
+}
+
+#[test]
+#[ignore = "needs root: makes namespaces and runs strongSwan's charon"]
+fn charon_and_we_find_the_common_group() {
+    let lab = Lab::up("ke");
+    lab.enter();
+    let both = "aes256gcm16-prfsha256-x25519-ecp256";
+    let one = "aes256gcm16-prfsha256-ecp256";
+    for (ours, theirs, we_initiate) in [(both, one, true), (one, both, false)] {
+        let case = |ike| Case {
+            ike,
+            ..plain_case(we_initiate)
+        };
+        lab.load(&case(theirs), "swordfish");
+        let mut station = start(&lab, &case(ours));
+        station.run_until(&lab, "established", |station| !station.children.is_empty());
+        assert_same_keys(&lab, &station.only_child());
+        assert!(
+            station.trace.iter().any(|line| line.contains("N(INVAL_KE)")),
+            "{:?}",
+            station.trace
+        );
+        let now = station.now();
+        let ike = ike_of(&station, now);
+        station.endpoint.delete_ike(now, ike).unwrap();
+        station.run_until(&lab, "deleted", |station| {
+            station.endpoint.list(station.now()).count() == 0
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: makes namespaces and runs strongSwan's charon"]
+fn simultaneous_starts_with_charon_end_with_one_sa() {
+    let lab = Lab::up("two");
+    lab.enter();
+    let case = plain_case(true);
+    lab.load(&case, "swordfish");
+    let mut crossed = 0;
+    for delay in [0, 4, 8, 12, 16, 20, 24, 28, 32, 40] {
+        let mut station = Station::new(case.policy());
+        lab.start("--initiate --child c --timeout 8");
+        let begin = Clock::now();
+        while begin.elapsed() < Duration::from_millis(delay) {
+            station.turn();
+        }
+        let now = station.now();
+        let _ = station.endpoint.initiate(now, case.wish());
+        // Long enough for charon's retransmissions and our Delete.
+        let begin = Clock::now();
+        while begin.elapsed() < Duration::from_secs(6) {
+            station.turn();
+            sleep(Duration::from_millis(1));
+        }
+        let list = lab.ask("--list-sas");
+        let count = |word: &str| list.matches(word).count();
+        assert_eq!(
+            (count("ESTABLISHED"), count("INSTALLED")),
+            (1, 1),
+            "{list}\n{:#?}",
+            station.trace
+        );
+        let child = station.only_child();
+        assert!(
+            list.contains(&format!("{:08x}", child.spi_in.0)),
+            "{list}\n{child:?}"
+        );
+        let answered = station.commands.iter().filter(|command| {
+            matches!(
+                command,
+                Command::ChildEstablished { tag: Some(1), .. } | Command::Failed { tag: Some(1), .. }
+            )
+        });
+        assert_eq!(answered.count(), 1, "{:#?}", station.commands);
+        let inits = |arrow| {
+            station
+                .trace
+                .iter()
+                .any(|line| line.starts_with(&format!("{arrow} IKE_SA_INIT request")))
+        };
+        crossed += usize::from(inits("<--") && inits("-->"));
+        let now = station.now();
+        let ike = ike_of(&station, now);
+        station.endpoint.delete_ike(now, ike).unwrap();
+        station.run_until(&lab, "deleted", |station| station.children.is_empty());
+        assert_eq!(lab.ask("--list-sas"), "");
+    }
+    println!("{crossed} of 10 starts crossed");
+    assert!(crossed > 0);
 }

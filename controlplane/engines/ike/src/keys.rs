@@ -133,3 +133,127 @@ impl IkeKeys {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The expected values were computed with another implementation of HMAC and prf+.
+
+    use alloc::string::String;
+    use alloc::vec::Vec;
+    use core::fmt::Write;
+
+    use towpath_crypto::IkeCrypto;
+
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        let mut text = String::new();
+        bytes.iter().for_each(|byte| write!(text, "{byte:02x}").unwrap());
+        text
+    }
+
+    fn range(from: u8) -> Vec<u8> {
+        (from..from + 32).collect()
+    }
+
+    fn derive(suite: &str) -> (IkeKeys, Vec<u8>, Vec<u8>, Secret) {
+        let proposal: crate::IkeProposal = suite.parse().unwrap();
+        let suite = IkeSuite {
+            cipher: proposal.ciphers[0],
+            integrity: proposal.integrities.first().copied(),
+            prf: proposal.prfs[0],
+            group: proposal.groups[0],
+        };
+        let (ni, nr, shared) = (range(0x10), range(0x40), Secret::new(range(0x80)));
+        let keys = IkeKeys::first(&IkeCrypto, suite, &shared, inputs(&ni, &nr)).unwrap();
+        (keys, ni, nr, shared)
+    }
+
+    fn inputs<'a>(ni: &'a [u8], nr: &'a [u8]) -> Inputs<'a> {
+        Inputs {
+            spi_i: IkeSpi(0x0102_0304_0506_0708),
+            spi_r: IkeSpi(0x1112_1314_1516_1718),
+            ni,
+            nr,
+        }
+    }
+
+    #[test]
+    fn an_aead_with_sha256() {
+        let (keys, ni, nr, _) = derive("aes256gcm16-prfsha256-x25519");
+        assert_eq!(
+            hex(keys.sk_d.expose()),
+            "c722ec79f3a6f0fdf87e7d7286473ceedfc74bf31ac7839e19182a1423795f9e"
+        );
+        assert_eq!(
+            hex(keys.sk_i.encryption.expose()),
+            "d5059c6d4aa25e27ad4c0f860b90ccd9ca06fb1931f2b2f36f0b0fa2f5e6374d9ef86245"
+        );
+        assert_eq!(
+            hex(keys.sk_r.encryption.expose()),
+            "814f6807fea335556ec21e4b17b916775a7ae93b8b2b04a0e5d51382010462b0dd90c5a9"
+        );
+        assert_eq!(
+            hex(keys.sk_pr.expose()),
+            "4a66752eb21ca7f0661cdc5db04232cff5fc6f18f6542a725ea13121d56eb411"
+        );
+        let id = b"\x02\0\0\0a.test";
+        let auth = keys.auth_psk(&IkeCrypto, b"swordfish", true, b"message one", &nr, id);
+        assert_eq!(
+            hex(auth.expose()),
+            "db75d2fb0c82641ce5d9820ff3c930f17a20047fffe7a7a4e8c360cb6b5d19e7"
+        );
+        let child = keys
+            .keymat(&IkeCrypto, EspSuite::Aes256Gcm16, None, &ni, &nr)
+            .unwrap();
+        assert_eq!(
+            hex(child.0.cipher.expose()) + &hex(child.1.cipher.expose()),
+            concat!(
+                "805d03c6852b82de66e86f2407798f6c03e6364920e12105b1e0bd6f25bd8c0a76d7646a",
+                "381dab8cf3ec2a1ec97174f639109469d17a39b6c8f99eb39aaabf7f12a8648ec9f39988"
+            )
+        );
+    }
+
+    #[test]
+    fn cbc_and_hmac_with_sha512() {
+        let (keys, ni, nr, shared) = derive("aes256-sha512-x25519");
+        assert_eq!(
+            hex(keys.sk_i.authentication.expose()),
+            concat!(
+                "2d598e5078cdadb023ac2743b9ea3f14f74486c64786eeda8c9c463fac725a49",
+                "0929fe6f2a03a038a06e1a9413dfe74653104cc490259a6219d36193caf0bc2c"
+            )
+        );
+        assert_eq!(
+            hex(keys.sk_r.encryption.expose()),
+            "bbe086694a7c18e0ad7743be595b09532523102940b8a89ba73f699b55a55c6b"
+        );
+        // With an additional key exchange.
+        let child = keys
+            .keymat(&IkeCrypto, EspSuite::Aes128CbcSha256, Some(&shared), &ni, &nr)
+            .unwrap();
+        let parts = [
+            &child.0.cipher,
+            &child.0.integrity,
+            &child.1.cipher,
+            &child.1.integrity,
+        ];
+        assert_eq!(
+            parts.map(|key| hex(key.expose())).concat(),
+            concat!(
+                "ced9e45dacefceae4c6dc689ed34d9185adfbd84d4a4cd41bab80cdd85e83f237850d11f2f41a6132ab862c380c25512",
+                "a16ad5d4beaa433fb15cd7b0d97a5e933b0c4e7cdf35eb2db6f0537beb22d7a0ba7f772179b830516123946c41c2673f"
+            )
+        );
+        // Rekeyed to another suite: SKEYSEED by the old PRF, the rest by the new one.
+        let (gcm, ..) = derive("aes256gcm16-prfsha256-x25519");
+        let rekeyed = keys
+            .rekeyed(&IkeCrypto, gcm.suite, &shared, inputs(&ni, &nr))
+            .unwrap();
+        assert_eq!(
+            hex(rekeyed.sk_d.expose()),
+            "1dd6228284f0c2c888a0515f7b56105ff5ae9d3790249b156e64d0eb5178389f"
+        );
+    }
+}

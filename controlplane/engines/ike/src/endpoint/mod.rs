@@ -4,6 +4,8 @@ mod admit;
 mod collision;
 mod cookie;
 mod core;
+#[cfg(test)]
+mod tests;
 
 use ::core::fmt;
 use ::core::net::{IpAddr, SocketAddr};
