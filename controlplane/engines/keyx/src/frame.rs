@@ -28,19 +28,39 @@ impl Default for ReservedSpi {
 
 /// The frame in front of a sealed datagram of `len` bytes.
 pub fn header(reserved: ReservedSpi, len: usize) -> [u8; FRAME_LEN] {
-    let mut header = [0; FRAME_LEN];
+    let [a, b, c, d, e, f, g, h] = reserved.0.to_be_bytes();
     let total = u32::try_from(len.saturating_add(FRAME_LEN)).unwrap_or(u32::MAX);
-    let fields: [&[u8]; 5] = [
-        &reserved.0.to_be_bytes(),
-        &reserved.0.to_be_bytes(),
-        &[0, VERSION, EXCHANGE_TYPE, FLAG_INITIATOR],
-        &[0; 4],
-        &total.to_be_bytes(),
-    ];
-    for (to, from) in header.iter_mut().zip(fields.into_iter().flatten()) {
-        *to = *from;
-    }
-    header
+    let [w, x, y, z] = total.to_be_bytes();
+    [
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h, // initiator's SPI
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h, // responder's SPI
+        0,
+        VERSION,
+        EXCHANGE_TYPE,
+        FLAG_INITIATOR, //
+        0,
+        0,
+        0,
+        0, // message ID
+        w,
+        x,
+        y,
+        z,
+    ]
 }
 
 /// Writes frame and datagram to `out`; returns the length, `None` if `out` is too short.

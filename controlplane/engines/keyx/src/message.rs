@@ -74,17 +74,13 @@ pub struct Header {
 }
 
 impl Header {
-    pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
-        let mut bytes = [0; HEADER_LEN];
-        let fields: [&[u8]; 3] = [
-            &[VERSION, self.message_type.code(), 0, 0],
-            &self.subscriber.0.to_be_bytes(),
-            &self.counter.to_be_bytes(),
-        ];
-        for (to, from) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
-        bytes
+    pub(crate) const fn encode(&self) -> [u8; HEADER_LEN] {
+        let [a, b, c, d, e, f, g, h] = self.subscriber.0.to_be_bytes();
+        let [i, j, k, l, m, n, o, p] = self.counter.to_be_bytes();
+        let kind = self.message_type.code();
+        [
+            VERSION, kind, 0, 0, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p,
+        ]
     }
 }
 

@@ -133,12 +133,11 @@ impl Attempt {
         if !awaited {
             return Err(DropReason::KeyxReplayed);
         }
-        let (header, body) = keys.n2t.open(datagram)?;
-        let (nonce_n, nonce_t, terms) = decode_ack(body.as_bytes()).ok_or(DropReason::KeyxMalformed)?;
+        let (nonce_n, nonce_t, terms) = keys.n2t.open(datagram, |_, body| decode_ack(body))?;
         if SecretKey::new(nonce_t) != self.nonce_t {
             return Err(DropReason::KeyxReplayed);
         }
-        self.first_counter = header.counter.checked_add(1);
+        self.first_counter = claimed.counter.checked_add(1);
         let keys = SessionKeys::derive(ksub, keys.subscriber, self.nonce_t.expose(), &nonce_n);
         Ok(Granted { keys, terms })
     }
@@ -219,17 +218,15 @@ pub fn open_registration(
     ) {
         return Err(malformed);
     }
-    let (header, body) = RegistrationKeys::derive(ksub, claimed.subscriber)
-        .t2n
-        .open(datagram)?;
-    let (nonce_t, addresses) = decode_register(body.as_bytes()).ok_or(malformed)?;
+    let keys = RegistrationKeys::derive(ksub, claimed.subscriber);
+    let (nonce_t, addresses) = keys.t2n.open(datagram, |_, body| decode_register(body))?;
     if !addresses.contains(source) {
         return Err(DropReason::KeyxWrongAddress);
     }
     Ok(Registration {
-        subscriber: header.subscriber,
-        counter: header.counter,
-        leaving: header.message_type == MessageType::Deregister,
+        subscriber: claimed.subscriber,
+        counter: claimed.counter,
+        leaving: claimed.message_type == MessageType::Deregister,
         addresses,
         nonce_t: SecretKey::new(nonce_t),
     })

@@ -5,6 +5,7 @@ use core::fmt;
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use towpath_base::DropReason;
+use zeroize::Zeroize;
 
 use crate::codec::Writer;
 use crate::message::{HEADER_LEN, Header, peek};
@@ -52,24 +53,6 @@ impl fmt::Debug for SealedDatagram {
     }
 }
 
-/// A decrypted body; zeroized on drop, for it may hold keys.
-pub(crate) struct Body {
-    bytes: [u8; MAX_BODY],
-    len: usize,
-}
-
-impl Body {
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&[])
-    }
-}
-
-impl Drop for Body {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.bytes);
-    }
-}
-
 /// The message cannot be sent: it is longer than [`MAX_BODY`], its parts contradict each other, or the counter
 /// is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,14 +84,9 @@ impl SealingKey {
     }
 
     fn nonce(&self, counter: u64) -> Nonce {
-        let mut nonce = Nonce::default();
-        let purpose = (self.purpose as u32).to_be_bytes();
-        let counter = counter.to_be_bytes();
-        nonce
-            .iter_mut()
-            .zip(purpose.iter().chain(&counter))
-            .for_each(|(to, from)| *to = *from);
-        nonce
+        let [a, b, c, d] = (self.purpose as u32).to_be_bytes();
+        let [e, f, g, h, i, j, k, l] = counter.to_be_bytes();
+        Nonce::from([a, b, c, d, e, f, g, h, i, j, k, l])
     }
 
     /// Seals what `write` writes. The caller never uses a counter twice.
@@ -121,40 +99,66 @@ impl SealingKey {
             bytes: [0; MAX_DATAGRAM],
             len: 0,
         };
+        datagram.len = self.seal_into(header, write, &mut datagram.bytes)?;
+        Ok(datagram)
+    }
+
+    /// As [`SealingKey::seal`], to the front of `out`; returns the length.
+    pub(crate) fn seal_into(
+        &self,
+        header: &Header,
+        write: impl FnOnce(&mut Writer<'_>) -> Option<()>,
+        out: &mut [u8],
+    ) -> Result<usize, Unsealable> {
         let aad = header.encode();
-        let (front, rest) = datagram
-            .bytes
-            .split_first_chunk_mut::<HEADER_LEN>()
-            .ok_or(Unsealable)?;
+        let (front, rest) = out.split_first_chunk_mut::<HEADER_LEN>().ok_or(Unsealable)?;
         *front = aad;
-        let mut writer = Writer::new(rest.get_mut(..MAX_BODY).ok_or(Unsealable)?);
+        let room = rest.len().saturating_sub(TAG_LEN).min(MAX_BODY);
+        let mut writer = Writer::new(rest.get_mut(..room).ok_or(Unsealable)?);
         write(&mut writer).ok_or(Unsealable)?;
         let len = writer.len();
         let (body, tail) = rest.split_at_mut_checked(len).ok_or(Unsealable)?;
         let sealed = self
             .aead
             .encrypt_inout_detached(&self.nonce(header.counter), &aad, body.into());
-        let tag = sealed.map_err(|_| Unsealable)?;
-        tail.iter_mut().zip(tag.iter()).for_each(|(to, from)| *to = *from);
-        datagram.len = HEADER_LEN + len + TAG_LEN;
-        Ok(datagram)
+        *tail.first_chunk_mut::<TAG_LEN>().ok_or(Unsealable)? = sealed.map_err(|_| Unsealable)?.into();
+        Ok(HEADER_LEN + len + TAG_LEN)
     }
 
-    /// Authenticates and decrypts. The caller checks the counter.
-    pub(crate) fn open(&self, datagram: &[u8]) -> Result<(Header, Body), DropReason> {
+    /// Authenticates and decrypts, and hands the body to `read`. The caller checks the counter.
+    pub(crate) fn open<R>(
+        &self,
+        datagram: &[u8],
+        read: impl FnOnce(&Header, &[u8]) -> Option<R>,
+    ) -> Result<R, DropReason> {
         let header = peek(datagram)?;
         let malformed = DropReason::KeyxMalformed;
         let (aad, sealed) = datagram.split_first_chunk::<HEADER_LEN>().ok_or(malformed)?;
         let (ciphertext, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(malformed)?;
-        let mut body = Body {
-            bytes: [0; MAX_BODY],
-            len: ciphertext.len(),
-        };
-        let plain = body.bytes.get_mut(..ciphertext.len()).ok_or(malformed)?;
+        // The body may hold keys.
+        let mut body = Wiped([0; MAX_BODY], ciphertext.len());
+        let plain = body.0.get_mut(..ciphertext.len()).ok_or(malformed)?;
         plain.copy_from_slice(ciphertext);
         self.aead
-            .decrypt_inout_detached(&self.nonce(header.counter), aad, plain.into(), &Tag::from(*tag))
+            .decrypt_inout_detached(
+                &self.nonce(header.counter),
+                aad,
+                (&mut *plain).into(),
+                &Tag::from(*tag),
+            )
             .map_err(|_| DropReason::KeyxForged)?;
-        Ok((header, body))
+        read(&header, plain).ok_or(malformed)
+    }
+}
+
+/// A buffer whose used bytes are zeroized on drop.
+struct Wiped([u8; MAX_BODY], usize);
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        let Self(bytes, used) = self;
+        if let Some(used) = bytes.get_mut(..*used) {
+            used.zeroize();
+        }
     }
 }

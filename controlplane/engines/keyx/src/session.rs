@@ -8,7 +8,7 @@ use towpath_base::{DropReason, SubscriberHandle};
 use crate::codec::Writer;
 use crate::keys::SessionKeys;
 use crate::message::{FromTerminal, Header, MessageType, ToTerminal, peek};
-use crate::sealed::{Body, Purpose, SealedDatagram, SealingKey, Unsealable};
+use crate::sealed::{Purpose, SealedDatagram, SealingKey, Unsealable};
 
 /// Words of the replay window: 64 messages.
 const WINDOW_WORDS: usize = 2;
@@ -40,7 +40,28 @@ impl End {
         )
     }
 
-    fn open(&mut self, datagram: &[u8]) -> Result<(MessageType, Body), DropReason> {
+    /// As [`End::seal`], to the front of `out`.
+    fn seal_into(
+        &mut self,
+        message_type: MessageType,
+        write: impl FnOnce(&mut Writer<'_>) -> Option<()>,
+        out: &mut [u8],
+    ) -> Result<usize, Unsealable> {
+        let counter = self.sent.checked_add(1).ok_or(Unsealable)?;
+        self.sent = counter;
+        let header = Header {
+            message_type,
+            subscriber: self.subscriber,
+            counter,
+        };
+        self.send.seal_into(&header, write, out)
+    }
+
+    fn open<R>(
+        &mut self,
+        datagram: &[u8],
+        decode: impl FnOnce(MessageType, &[u8]) -> Option<R>,
+    ) -> Result<R, DropReason> {
         let claimed = peek(datagram)?;
         if claimed.subscriber != self.subscriber {
             return Err(DropReason::KeyxUnknownSession);
@@ -48,11 +69,12 @@ impl End {
         self.window
             .check(claimed.counter)
             .map_err(|_| DropReason::KeyxReplayed)?;
-        let (header, body) = self.receive.open(datagram)?;
-        self.window
-            .accept(header.counter)
-            .map_err(|_| DropReason::KeyxReplayed)?;
-        Ok((header.message_type, body))
+        let Self { receive, window, .. } = self;
+        receive.open(datagram, |header, body| {
+            // Genuine; whether it also decodes is another matter, and it is spent either way.
+            window.accept(header.counter).ok()?;
+            decode(header.message_type, body)
+        })
     }
 }
 
@@ -90,8 +112,7 @@ impl NetworkSession {
     /// # Errors
     /// `Keyx…`: malformed, of another subscriber, replayed, or forged (also: of another session).
     pub fn open(&mut self, datagram: &[u8]) -> Result<FromTerminal, DropReason> {
-        let (message_type, body) = self.0.open(datagram)?;
-        FromTerminal::decode(message_type, body.as_bytes()).ok_or(DropReason::KeyxMalformed)
+        self.0.open(datagram, FromTerminal::decode)
     }
 
     /// True once a message of the terminal was accepted: the terminal has the session.
@@ -129,13 +150,21 @@ impl TerminalSession {
         self.0.seal(message.message_type(), |w| message.encode(w))
     }
 
+    /// As [`TerminalSession::seal`], to the front of `out`; returns the length.
+    ///
+    /// # Errors
+    /// [`Unsealable`]: see there; also if `out` is too short.
+    pub fn seal_into(&mut self, message: &FromTerminal, out: &mut [u8]) -> Result<usize, Unsealable> {
+        self.0
+            .seal_into(message.message_type(), |w| message.encode(w), out)
+    }
+
     /// Opens a message of the network.
     ///
     /// # Errors
     /// As [`NetworkSession::open`].
     pub fn open(&mut self, datagram: &[u8]) -> Result<ToTerminal, DropReason> {
-        let (message_type, body) = self.0.open(datagram)?;
-        ToTerminal::decode(message_type, body.as_bytes()).ok_or(DropReason::KeyxMalformed)
+        self.0.open(datagram, ToTerminal::decode)
     }
 
     /// Counter of the last message sent, 0 before the first.

@@ -1,13 +1,14 @@
 //! Messages between core and network: what comes in changes the tables, what goes out is sealed when it is sent.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use towpath_base::crypto::{EspProvider, Rng};
 use towpath_base::sa::{ChildSa, Class};
 use towpath_base::{DropReason, Instant, Spi};
+use towpath_common::wire::PORT_IKE;
 use towpath_keyx::SealedDatagram;
-use towpath_keyx::frame::{self, ReservedSpi};
+use towpath_keyx::frame::{self, FRAME_LEN};
 use towpath_keyx::message::{
     self, FromTerminal, KeyTransfer, MessageType, Operation, Outcome, ProxyReply, SaName, ToTerminal,
     TransferAck, TransferResult,
@@ -16,22 +17,17 @@ use towpath_keyx::message::{
 use crate::command::Event;
 use crate::enrolment::{Granted, Which};
 use crate::face::{Core, Secret};
+use crate::request::Due;
 use crate::sad::NotInstalled;
 
 /// Acknowledgements waiting to be sent; one that finds no room is lost, and the network sends the transfer again.
 const ACKS: usize = 8;
 
-/// A sealed message and where it goes.
+/// A framed message in the caller's buffer, and where it goes.
 pub(crate) struct Outgoing {
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
-    sealed: SealedDatagram,
-}
-
-impl Outgoing {
-    pub(crate) fn write(&self, reserved: ReservedSpi, out: &mut [u8]) -> Option<usize> {
-        frame::wrap_into(reserved, self.sealed.as_bytes(), out)
-    }
+    pub(crate) len: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -212,49 +208,60 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
 
     // -- out --------------------------------------------------------------------------------------------
 
-    /// The next message to send now.
-    pub(crate) fn poll_control(&mut self, now: Instant, rng: &mut (impl Rng + ?Sized)) -> Option<Outgoing> {
+    /// Writes the next message to send now, framed, to the front of `out`.
+    pub(crate) fn poll_control(
+        &mut self,
+        now: Instant,
+        out: &mut [u8],
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Option<Outgoing> {
+        let (frame, room) = out.split_first_chunk_mut::<FRAME_LEN>()?;
+        let (source, destination, len) = self.seal_next(now, room, rng)?;
+        *frame = frame::header(self.reserved, len);
+        Some(Outgoing {
+            source,
+            destination,
+            len: FRAME_LEN + len,
+        })
+    }
+
+    /// Seals the next message to the front of `out`; returns its addresses and length.
+    fn seal_next(
+        &mut self,
+        now: Instant,
+        out: &mut [u8],
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Option<(IpAddr, IpAddr, usize)> {
         if let Some((sealed, before)) = self.enrolment.poll_register(now, &self.timing, rng) {
             // The network may be reachable in one family only: take turns.
             let addresses = self.enrolment.addresses();
             let turn = before as usize % addresses.iter().count().max(1);
             let source = addresses.iter().nth(turn)?;
-            let destination = self.towards_network(source);
-            return Some(Outgoing {
-                source,
-                destination,
-                sealed,
-            });
+            return Some((source, self.towards_network(source), copy(&sealed, out)?));
         }
-        if let Some(sealed) = self.enrolment.poll_hello(now) {
-            return self.outgoing_for_anyone(sealed);
+        if let Some(len) = self.enrolment.poll_hello(now, out) {
+            let source = self.enrolment.addresses().iter().next()?;
+            return Some((source, self.towards_network(source), len));
         }
         while let Some(Ack { which, ack, name }) = self.acks.pop() {
-            if let Some(sealed) = self.enrolment.seal(now, which, &FromTerminal::TransferAck(ack)) {
-                return Some(Outgoing {
-                    source: name.local,
-                    destination: name.remote,
-                    sealed,
-                });
+            if let Some(len) = self
+                .enrolment
+                .seal(now, which, &FromTerminal::TransferAck(ack), out)
+            {
+                return Some((name.local, name.remote, len));
             }
         }
         if !self.enrolment.is_registered() {
             return None;
         }
-        let due = self.requests.poll(now, &self.timing)?;
-        let (source, destination) = (due.request.terminal, due.request.peer);
+        let Due { request, attempt } = self.requests.poll(now, &self.timing)?;
         self.events.push(Event::Requesting {
-            peer: destination,
-            attempt: due.attempt,
+            peer: request.peer,
+            attempt,
         });
-        let sealed = self
-            .enrolment
-            .seal(now, Which::Current, &FromTerminal::ProxyRequest(due.request))?;
-        Some(Outgoing {
-            source,
-            destination,
-            sealed,
-        })
+        let message = FromTerminal::ProxyRequest(request);
+        let len = self.enrolment.seal(now, Which::Current, &message, out)?;
+        Some((request.terminal, request.peer, len))
     }
 
     /// The terminal leaves the network: writes the UDP payload of the message that says so to `out`; returns its
@@ -263,24 +270,17 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         &mut self,
         out: &mut [u8],
         rng: &mut (impl Rng + ?Sized),
-    ) -> Option<(core::net::SocketAddr, core::net::SocketAddr, usize)> {
+    ) -> Option<(SocketAddr, SocketAddr, usize)> {
         let sealed = self.enrolment.deregister(rng)?;
-        let outgoing = self.outgoing_for_anyone(sealed)?;
-        let len = outgoing.write(self.reserved, out)?;
-        let port = towpath_common::wire::PORT_IKE;
-        Some((
-            (outgoing.source, port).into(),
-            (outgoing.destination, port).into(),
-            len,
-        ))
-    }
-
-    fn outgoing_for_anyone(&self, sealed: SealedDatagram) -> Option<Outgoing> {
         let source = self.enrolment.addresses().iter().next()?;
-        Some(Outgoing {
-            source,
-            destination: self.towards_network(source),
-            sealed,
-        })
+        let destination = self.towards_network(source);
+        let len = frame::wrap_into(self.reserved, sealed.as_bytes(), out)?;
+        Some(((source, PORT_IKE).into(), (destination, PORT_IKE).into(), len))
     }
+}
+
+fn copy(sealed: &SealedDatagram, out: &mut [u8]) -> Option<usize> {
+    let bytes = sealed.as_bytes();
+    out.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(bytes.len())
 }

@@ -248,26 +248,28 @@ impl Enrolment {
         }
     }
 
+    /// Seals `message` to the front of `out`; returns the length.
     pub(crate) fn seal(
         &mut self,
         now: Instant,
         which: Which,
         message: &FromTerminal,
-    ) -> Option<SealedDatagram> {
-        let sealed = self.link(which)?.session.seal(message).ok();
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let len = self.link(which)?.session.seal_into(message, out).ok();
         if which == Which::Current {
             self.hello_at = (!self.keepalive.is_zero()).then(|| now + self.keepalive);
         }
-        sealed
+        len
     }
 
     /// The sign of life to send now, if one is due.
-    pub(crate) fn poll_hello(&mut self, now: Instant) -> Option<SealedDatagram> {
+    pub(crate) fn poll_hello(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         if self.hello_at.is_none_or(|at| at > now) {
             return None;
         }
         self.hello_at = None;
-        self.seal(now, Which::Current, &FromTerminal::Hello)
+        self.seal(now, Which::Current, &FromTerminal::Hello, out)
     }
 
     /// True once when the registration has ended.

@@ -18,7 +18,7 @@ use towpath_keyx::message::SaName;
 use towpath_keyx::registration::Addresses;
 
 use crate::command::{Command, Event, Events, Timer};
-use crate::control::Acks;
+use crate::control::{Acks, Outgoing};
 use crate::enrolment::Enrolment;
 use crate::headers;
 use crate::hold::HoldQueue;
@@ -409,13 +409,16 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         buffer: &'b mut [u8],
         rng: &mut (impl Rng + ?Sized),
     ) -> Option<Transmit<'b>> {
-        if let Some(datagram) = self.poll_control(now, rng) {
-            let len = datagram.write(self.reserved, buffer)?;
-            let payload = buffer.get(..len)?;
+        if let Some(Outgoing {
+            source,
+            destination,
+            len,
+        }) = self.poll_control(now, buffer, rng)
+        {
             return Some(Transmit::Datagram {
-                source: SocketAddr::new(datagram.source, PORT_IKE),
-                destination: SocketAddr::new(datagram.destination, PORT_IKE),
-                payload,
+                source: SocketAddr::new(source, PORT_IKE),
+                destination: SocketAddr::new(destination, PORT_IKE),
+                payload: buffer.get(..len)?,
             });
         }
         let (start, len) = self.poll_held(now, buffer, rng)?;
