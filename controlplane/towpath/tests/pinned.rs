@@ -75,6 +75,12 @@ fn fixed_attachments_reach_the_pinned_maps_without_a_daemon() {
         maps.get(address.parse().unwrap()).unwrap().unwrap()
     };
     assert!(entry("10.1.2.3").to_terminal.contains(&5500));
+    let status = bench.run(&["status"], "");
+    assert!(
+        status.status == 1 && status.err.contains("still attached"),
+        "{}",
+        status.err
+    );
     let counters = bench.json(&["stats", "--all"]);
     assert!(counters["counters"].as_array().unwrap().len() > 30, "{counters}");
 

@@ -1,7 +1,7 @@
 //! Subscribers, their encrypted secrets and their registrations.
 //!
 //! [`Store`] is what the registry asks for; [`RedbStore`] is the embedded one, a single file. A store for many
-//! machines implements the same trait and passes the same suite, [`contract`].
+//! machines implements the same trait and passes the same suite, `contract`.
 //!
 //! **Architecture invariants.** What a call acknowledged survives a crash. A call changes everything it says
 //! or nothing. Secrets lie on disk only sealed under the key-encryption key, bound to operator, name and

@@ -5,15 +5,34 @@ use towpath_telemetry::admin::{Reply, Request, Status};
 use super::unexpected;
 use crate::backend::daemon;
 use crate::cli::Common;
-use crate::failure::Outcome;
+use crate::config::Config;
+use crate::failure::{Failure, Outcome};
 use crate::output;
 
 /// Shows what runs here.
 pub(crate) fn status(common: &Common) -> Outcome {
-    match daemon(common)?.request(&Request::Status)? {
+    let mut client = daemon(common).map_err(|failure| with_dataplane(common, failure))?;
+    match client.request(&Request::Status)? {
         Reply::Status(status) if common.json => output::json(&status),
         Reply::Status(status) => output::print(&text(&status)),
         reply => Err(unexpected(&reply)),
+    }
+}
+
+/// Without a daemon the data plane may be at work all the same.
+fn with_dataplane(common: &Common, failure: Failure) -> Failure {
+    let config = Config::load_or_default(&common.config);
+    match (failure, config.map(|config| config.gateway.pin_dir)) {
+        (Failure::Runtime(message), Ok(pin_dir))
+            if pin_dir.join(towpath_common::abi::map::COUNTERS).exists() =>
+        {
+            Failure::Runtime(format!(
+                "{message} (its data plane is still attached, pinned at {}: ordinary traffic flows; `towpath stats` shows \
+             its counters)",
+                pin_dir.display()
+            ))
+        }
+        (failure, _) => failure,
     }
 }
 

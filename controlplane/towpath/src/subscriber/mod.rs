@@ -161,13 +161,15 @@ fn list(common: &Common, operator: Option<String>) -> Outcome {
 }
 
 fn attached(document: &SubscriberDocument) -> String {
-    match (document.attachment, &document.location) {
-        (Attachment::Fixed, _) => "fixed".into(),
+    let registered = document.location.as_ref().map(|location| {
+        let left = output::duration(location.expires_in_seconds);
+        format!("{} for {left}", join(&location.addresses, ", "))
+    });
+    match (document.attachment, registered) {
+        (Attachment::Fixed, None) => "fixed".into(),
+        (Attachment::Fixed, Some(registered)) => format!("fixed; {registered}"),
         (Attachment::Registered, None) => "no".into(),
-        (Attachment::Registered, Some(location)) => {
-            let left = output::duration(location.expires_in_seconds);
-            format!("{} for {left}", join(&location.addresses, ", "))
-        }
+        (Attachment::Registered, Some(registered)) => registered,
     }
 }
 
