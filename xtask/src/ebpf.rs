@@ -69,6 +69,11 @@ pub fn object_path(root: &Path) -> PathBuf {
         .join("release/towpath-dataplane")
 }
 
+/// Where the build puts the load generator of the benchmarks.
+pub fn load_object_path(root: &Path) -> PathBuf {
+    object_path(root).with_file_name("towpath-load")
+}
+
 /// Builds `dataplane-ebpf` and returns the path of the object.
 pub fn build(root: &Path) -> Result<PathBuf> {
     let path = path_with_tools(root)?;

@@ -1,13 +1,25 @@
-//! Measurements.
+//! Measurements: one record per figure, a table for people and JSON for machines.
+//!
+//! Arms alternate inside one run; a figure is the median of the per-round ratios, its spread their first and third
+//! quartile. A figure that misses its goal is printed as it is.
 
+mod dataplane;
+mod netns;
+mod terminal;
+
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
 
 /// Options of `cargo xtask bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to measure.
+    /// What to measure: dataplane, terminal.
     pub name: String,
     /// Finish within five minutes.
     #[arg(long)]
@@ -17,7 +29,218 @@ pub struct Args {
     pub json: Option<PathBuf>,
 }
 
-/// Runs one benchmark.
-pub fn run(_root: &Path, args: &Args) -> Result<()> {
-    bail!("there is no benchmark {:?} yet", args.name)
+/// Whether more or less of a figure is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Better {
+    /// More.
+    Higher,
+    /// Less.
+    Lower,
+}
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Record {
+    /// `part.what[.size]`, the same in quick and full runs.
+    pub id: String,
+    /// Median over the rounds.
+    pub value: f64,
+    /// `ratio`, `percent`, `bytes`, ...
+    pub unit: &'static str,
+    /// Which way is better.
+    pub better: Better,
+    /// What it should be, where there is a goal.
+    pub goal: Option<f64>,
+    /// First and third quartile over the rounds.
+    pub spread: [f64; 2],
+    /// Number of rounds.
+    pub rounds: usize,
+    /// What was compared, with the figure of each arm.
+    pub arms: BTreeMap<String, String>,
+    /// Under which conditions.
+    pub conditions: BTreeMap<String, String>,
+}
+
+impl Record {
+    /// A record of the per-round values. At least one round is expected.
+    pub fn new(id: impl Into<String>, unit: &'static str, better: Better, rounds: &[f64]) -> Self {
+        Self {
+            id: id.into(),
+            value: round(quantile(rounds, 0.5)),
+            unit,
+            better,
+            goal: None,
+            spread: [round(quantile(rounds, 0.25)), round(quantile(rounds, 0.75))],
+            rounds: rounds.len(),
+            arms: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+        }
+    }
+
+    /// With a goal.
+    pub fn goal(mut self, goal: f64) -> Self {
+        self.goal = Some(goal);
+        self
+    }
+
+    /// With an arm: who it is and what it reached.
+    pub fn arm(mut self, name: &str, text: impl Into<String>) -> Self {
+        self.arms.insert(name.into(), text.into());
+        self
+    }
+
+    /// With a condition.
+    pub fn condition(mut self, name: &str, value: impl ToString) -> Self {
+        self.conditions.insert(name.into(), value.to_string());
+        self
+    }
+
+    /// Whether the goal is met; `None` without one.
+    pub fn met(&self) -> Option<bool> {
+        self.goal.map(|goal| match self.better {
+            Better::Higher => self.value >= goal,
+            Better::Lower => self.value <= goal,
+        })
+    }
+}
+
+/// The value below which the share `at` (0 to 1) of `values` lies, between neighbours in proportion.
+pub fn quantile(values: &[f64], at: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = at * sorted.len().saturating_sub(1) as f64;
+    let low = sorted.get(place.floor() as usize).copied().unwrap_or(f64::NAN);
+    let high = sorted.get(place.ceil() as usize).copied().unwrap_or(low);
+    low + (high - low) * place.fract()
+}
+
+/// Four significant digits: more would be noise.
+fn round(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let scale = 10f64.powi(3 - value.abs().log10().floor() as i32);
+    (value * scale).round() / scale
+}
+
+/// Prints records for people.
+pub fn print_table(records: &[Record]) {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["figure", "median", "quartiles", "goal", "arms"]);
+    for record in records {
+        let goal = match (record.goal, record.met()) {
+            (Some(goal), Some(met)) => {
+                let sign = if record.better == Better::Higher {
+                    "≥"
+                } else {
+                    "≤"
+                };
+                format!("{sign} {goal}: {}", if met { "met" } else { "missed" })
+            }
+            _ => String::new(),
+        };
+        let arms: Vec<String> = record
+            .arms
+            .iter()
+            .map(|(name, text)| format!("{name}: {text}"))
+            .collect();
+        table.add_row([
+            record.id.clone(),
+            format!("{} {}", record.value, record.unit),
+            format!("{} to {}", record.spread[0], record.spread[1]),
+            goal,
+            arms.join("\n"),
+        ]);
+    }
+    println!("{table}");
+}
+
+/// Runs one benchmark, prints its table, and keeps its records under `target/bench`.
+pub fn run(root: &Path, args: &Args) -> Result<()> {
+    let records = match args.name.as_str() {
+        "dataplane" if cfg!(debug_assertions) => return run_optimised(root, args),
+        "dataplane" => dataplane::run(root, args)?,
+        "terminal" => terminal::run(root, args)?,
+        other => bail!("there is no benchmark {other:?}; there are dataplane and terminal"),
+    };
+    print_table(&records);
+    let kept = root.join("target/bench").join(format!("{}.json", args.name));
+    for path in [Some(&kept), args.json.as_ref()].into_iter().flatten() {
+        write_json(path, &records)?;
+    }
+    println!("records: {}", kept.display());
+    Ok(())
+}
+
+fn write_json(path: &Path, records: &[Record]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    let text = serde_json::to_string_pretty(records)? + "\n";
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The packet loops of this very program are measured: let the compiler do its best first.
+fn run_optimised(root: &Path, args: &Args) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.current_dir(root).args([
+        "run",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "xtask",
+        "--",
+    ]);
+    command.args(["bench", &args.name]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(path) = &args.json {
+        command.arg("--json").arg(std::path::absolute(path)?);
+    }
+    println!("bench: building the benchmark optimised");
+    let status = command.status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("the benchmark did not finish ({status})");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_the_median_with_quartiles() {
+        let record = Record::new("a.b", "ratio", Better::Lower, &[5.0, 1.0, 2.0, 4.0, 3.0]).goal(1.5);
+        assert_eq!((record.value, record.spread, record.rounds), (3.0, [2.0, 4.0], 5));
+        assert_eq!(record.met(), Some(false));
+        assert_eq!(
+            Record::new("a.b", "ratio", Better::Higher, &[2.0])
+                .goal(1.5)
+                .met(),
+            Some(true)
+        );
+        assert_eq!(round(123_456.0), 123_500.0);
+        assert_eq!(round(0.012_345), 0.012_35);
+    }
+
+    #[test]
+    fn a_record_has_the_fields_of_the_format() {
+        let record = Record::new("a.b", "ratio", Better::Lower, &[1.0])
+            .goal(1.15)
+            .arm("ours", "x")
+            .condition("mtu", 1500);
+        let json: serde_json::Value = serde_json::to_value(&record).unwrap();
+        let expected = serde_json::json!({
+            "id": "a.b", "value": 1.0, "unit": "ratio", "better": "lower", "goal": 1.15, "spread": [1.0, 1.0],
+            "rounds": 1, "arms": {"ours": "x"}, "conditions": {"mtu": "1500"}
+        });
+        assert_eq!(json, expected);
+    }
 }

@@ -37,6 +37,9 @@ pub struct Args {
     /// With --once: leave the lab up when a scenario failed
     #[arg(long, requires = "once")]
     pub keep: bool,
+    /// Use the programs and the XDP object that are there, without building
+    #[arg(long)]
+    pub no_build: bool,
     /// Which lab; several can run side by side
     #[arg(long, value_name = "NAME")]
     pub instance: Option<String>,
@@ -56,7 +59,11 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     if !is_root() {
         bail!("network namespaces, XDP and AF_XDP need root");
     }
-    let object = prepare(root)?;
+    let object = if args.no_build {
+        ebpf::object_path(root)
+    } else {
+        prepare(root)?
+    };
     match &args.config {
         Some(config) => real_interfaces(&args.iface, config, &object),
         None if args.once => once(root, args, &object),

@@ -10,7 +10,7 @@ use crate::lab::Node;
 pub fn print(outcomes: &[Outcome]) {
     let mut table = Table::new();
     table
-        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .load_preset(presets::UTF8_BORDERS_ONLY)
         .set_content_arrangement(ContentArrangement::Disabled);
     let mut header = vec!["peer", "family", "started by", "suite", "class"];
     header.extend(CHECKS);
