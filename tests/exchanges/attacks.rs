@@ -26,29 +26,86 @@ fn responder(config: Config) -> World {
 }
 
 #[test]
-fn half_open_sas_are_limited_per_source_and_in_total() {
+fn half_open_sas_are_limited_in_total_and_do_not_stay() {
     let mut world = responder(Config {
-        half_open_per_source: 3,
         half_open_total: 10,
         cookie_threshold: 1000,
         ..quiet()
     });
-    for seed in 0..6 {
-        world.deliver(0, &first_request(seed));
-    }
-    assert_eq!(world.ends[0].endpoint.list(world.now).count(), 3);
-    assert_eq!(world.ends[0].drops, [DropReason::IkeLimit; 3]);
-    for seed in 6..60 {
+    for seed in 0..60 {
         let mut request = first_request(seed);
         request.source = SocketAddr::new(v4(100 + seed as u8), 500);
         world.deliver(0, &request);
     }
     assert_eq!(world.ends[0].endpoint.list(world.now).count(), 10);
-    // They do not stay.
+    assert_eq!(world.ends[0].drops, [DropReason::IkeLimit; 50]);
     world.rest();
     assert_eq!(world.ends[0].endpoint.list(world.now).count(), 0);
     world.deliver(0, &first_request(1000));
     assert_eq!(world.ends[0].endpoint.list(world.now).count(), 1);
+}
+
+#[test]
+fn requests_forged_in_a_peers_name_do_not_lock_it_out() {
+    let mut world = World::pair(1, policy(), policy());
+    for seed in 100..200 {
+        world.deliver(1, &first_request(seed));
+    }
+    let half = Config::default().half_open_per_source / 2;
+    assert_eq!(world.ends[1].endpoint.list(world.now).count(), half);
+    // The peer itself returns the cookie.
+    world.initiate(1, v4(1), v4(2)).unwrap();
+    world.rest();
+    world.only_children();
+}
+
+#[test]
+fn who_fails_again_and_again_is_limited_too() {
+    let mut wrong = policy();
+    wrong.psk = Psk::new(b"guess".to_vec());
+    let mut world = World::pair(1, wrong, policy());
+    let limit = Config::default().half_open_per_source;
+    for _ in 0..3 * limit {
+        world.initiate(1, v4(1), v4(2)).unwrap();
+        world.run_for(Duration::from_millis(100));
+        let ike = world.ends[0].endpoint.list(world.now).next().map(|sa| sa.id);
+        if let Some(ike) = ike {
+            world.ends[0].endpoint.delete_ike(world.now, ike).unwrap();
+        }
+        world.collect(0);
+    }
+    let answered = world
+        .trace
+        .iter()
+        .filter(|line| line.starts_with("B --> IKE_SA_INIT"));
+    assert_eq!(answered.count(), limit);
+    assert!(world.ends[1].drops.contains(&DropReason::IkeLimit));
+    // Later it may try again.
+    world.run_for(Duration::from_secs(60));
+    world.ends[0].policy = Some(policy());
+    world.initiate(1, v4(1), v4(2)).unwrap();
+    world.run_for(Duration::from_secs(1));
+    world.only_children();
+}
+
+#[test]
+fn forged_requests_hold_our_own_exchange_once_at_most() {
+    let mut world = World::new(1);
+    world.add(quiet(), Some(policy()), &[v4(1)]);
+    world.add(quiet(), Some(policy()), &[v4(2)]);
+    world.initiate(1, v4(1), v4(2)).unwrap();
+    for seed in 0..100 {
+        let request = first_request(seed);
+        // In the peer's name, to us.
+        let forged = Transmit {
+            source: request.destination,
+            destination: request.source,
+            payload: request.payload,
+        };
+        world.deliver(0, &forged);
+        world.run_for(Duration::from_millis(100));
+    }
+    world.only_children();
 }
 
 #[test]

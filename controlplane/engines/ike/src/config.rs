@@ -59,7 +59,7 @@ pub struct Config {
     pub half_open_timeout: Duration,
     /// Most half-open IKE SAs as responder, in total.
     pub half_open_total: usize,
-    /// Most half-open IKE SAs as responder, from one source address.
+    /// Most half-open IKE SAs as responder, from one source address; from half of it on, a cookie is demanded.
     pub half_open_per_source: usize,
     /// From this many half-open IKE SAs on, initiators must return a cookie (RFC 7296 §2.6).
     pub cookie_threshold: usize,

@@ -114,10 +114,14 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         parts: &Parts<'_>,
         ni: &[u8],
     ) -> Result<(), DropReason> {
-        if self.half_open_total < self.core.config.cookie_threshold {
+        let (source, spi_i) = (path.source.ip(), header.spi_i);
+        let config = &self.core.config;
+        let from_source = self.half_open.get(&source).copied().unwrap_or(0);
+        // Forged requests must not use up the share of the address they name.
+        let crowded = from_source >= config.half_open_per_source.div_ceil(2);
+        if self.half_open_total < config.cookie_threshold && !crowded {
             return Ok(());
         }
-        let (source, spi_i) = (path.source.ip(), header.spi_i);
         if let Some(cookie) = parts.notify(NotifyType::COOKIE)
             && self
                 .cookies

@@ -4,7 +4,7 @@
 //! initiators' nonces: the **greater nonce wins**. With the greater one we drop the peer's request (it is repeated,
 //! and by then we are established); with the lower one we answer it, and hold our own IKE_AUTH back for
 //! [`Config::hold`](crate::Config::hold). Two endpoints of this kind therefore make one SA. Holding instead of
-//! giving up means that a forged request costs a pause, not the exchange. Once our IKE_AUTH is sent, the peer's
+//! giving up means that forged requests cost one pause, not the exchange. Once our IKE_AUTH is sent, the peer's
 //! request is dropped.
 //!
 //! **After AUTH.** Established by the peer's exchange, an own attempt without IKE_AUTH is forgotten and its wish
@@ -47,7 +47,11 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             };
             match sa.state {
                 State::InitSent if sa.ni.as_slice() > ni => return Err(DropReason::IkeUnexpected),
-                State::InitSent => sa.hold_until = Some(now + hold),
+                // Once only: a stream of forged requests must not hold it for ever.
+                State::InitSent if !sa.held => {
+                    sa.held = true;
+                    sa.hold_until = Some(now + hold);
+                }
                 State::AuthSent => return Err(DropReason::IkeUnexpected),
                 _ => continue,
             }

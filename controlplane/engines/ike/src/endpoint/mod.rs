@@ -407,7 +407,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             }
             sa.scheduled = deadline;
         }
-        let (half_open, source) = (sa.is_half_open(), sa.remote.ip());
+        let (half_open, source) = (sa.is_unproven(), sa.remote.ip());
         if half_open != sa.half_open {
             sa.half_open = half_open;
             self.count_half_open(source, half_open);

@@ -136,6 +136,8 @@ pub(crate) struct IkeSa<P> {
     pub(crate) redundant_at: Option<Instant>,
     /// IKE_AUTH waits until then for the other of two simultaneous starts.
     pub(crate) hold_until: Option<Instant>,
+    /// It has waited already.
+    pub(crate) held: bool,
     /// A rekeyed SA that the peer should have deleted by then.
     pub(crate) expire_at: Option<Instant>,
     /// The deadline the endpoint's timer table has for it.
@@ -188,6 +190,7 @@ impl<P> IkeSa<P> {
             rekey_at: None,
             redundant_at: None,
             hold_until: None,
+            held: false,
             expire_at: None,
             scheduled: None,
             half_open: false,
@@ -204,6 +207,12 @@ impl<P> IkeSa<P> {
 
     pub(crate) const fn is_half_open(&self) -> bool {
         matches!(self.state, State::WaitPolicy | State::InitAnswered)
+    }
+
+    /// Counts against the limits: half-open, or failed and not forgotten yet.
+    pub(crate) const fn is_unproven(&self) -> bool {
+        let failed = self.is_closed() && self.established_at.is_none();
+        self.is_half_open() || failed && matches!(self.role, Role::Responder)
     }
 
     pub(crate) const fn is_closed(&self) -> bool {
