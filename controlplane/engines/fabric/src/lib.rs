@@ -306,8 +306,6 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Undecodable> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
-
     use towpath_base::sa::{EspSuite, Lifetime, Mode, Selectors};
     use towpath_base::selector::TrafficSelector;
 
@@ -358,6 +356,6 @@ mod tests {
         }
         bytes.push(0);
         assert!(decode::<FromKeyserver>(&bytes).is_err());
-        assert_eq!(decode::<FromKeyserver>(&vec![0xff; 64]), Err(Undecodable));
+        assert_eq!(decode::<FromKeyserver>(&[0xff; 64]), Err(Undecodable));
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! The types are those of `towpath-fabric`; with everything in one process they are passed as values.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use towpath_base::profile::Subscriber;
-use towpath_base::{DropReason, Instant};
-use towpath_bpf::Dataplane;
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_bpf::{CompiledProfile, Dataplane};
 use towpath_common::wire::PORT_IKE;
 use towpath_crypto::{IkeCrypto, SystemRng};
 use towpath_fabric::{Datagram, FromKeyserver, FromRegistry};
@@ -37,6 +38,8 @@ pub(super) struct Daemon {
     pub(super) started: Instant,
     /// Messages of the control path that were refused, by reason.
     pub(super) refused: [u64; DropReason::COUNT],
+    /// What the classifier's maps hold of each subscriber, so that a change touches its entries alone.
+    compiled: HashMap<SubscriberHandle, CompiledProfile>,
     kernel: RawIpSender,
     events: EventBus,
     keylog: Option<KeyLog>,
@@ -72,6 +75,7 @@ impl Daemon {
             registry,
             started: now,
             refused: [0; DropReason::COUNT],
+            compiled: HashMap::new(),
             kernel: RawIpSender::new(None).context("raw sockets")?,
             config,
             dataplane,
@@ -188,16 +192,12 @@ impl Daemon {
             Output::ToKeyserver(message) => self.keyserver.handle_gateway(now, message),
             Output::ToRegistry(message) => self.registry.handle(now, message),
             Output::Transmit(packet) => self.transmit(&packet),
-            Output::TransmitToTerminal { terminal, payload } => self.to_terminal(terminal, payload),
+            Output::TransmitToTerminal { terminal, payload } => self.send_to_terminal(terminal, payload),
             Output::Serve {
                 subscriber,
                 addresses,
             } => self.serve(&subscriber, &addresses),
-            Output::Unserve(handle) => {
-                if let Err(error) = self.dataplane.profiles().remove_subscriber(handle.0) {
-                    tracing::error!(%error, subscriber = %handle, "profile not removed from the classifier");
-                }
-            }
+            Output::Unserve(handle) => self.unserve(handle),
             Output::Install(sa) => self.worker.install(sa),
             Output::Remove(key) => self.worker.remove(key),
             Output::Count(reason) => self.count(reason),
@@ -217,20 +217,31 @@ impl Daemon {
             towpath_bpf::compile(subscriber.handle, &subscriber.profile, addresses)
         };
         let maps = self.dataplane.profiles();
-        let written = match compiled {
-            Ok(compiled) => maps
-                .remove_subscriber(subscriber.handle.0)
-                .and_then(|_| maps.insert(&compiled))
-                .map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
+        let written = compiled.map_err(|error| error.to_string()).and_then(|new| {
+            match self.compiled.get(&subscriber.handle) {
+                Some(old) => maps.replace(old, &new),
+                None => maps.insert(&new),
+            }
+            .map_err(|error| error.to_string())?;
+            self.compiled.insert(subscriber.handle, new);
+            Ok(())
+        });
         if let Err(error) = written {
             tracing::error!(%error, subscriber = subscriber.name, "profile not written to the classifier");
         }
     }
 
+    fn unserve(&mut self, handle: SubscriberHandle) {
+        let Some(old) = self.compiled.remove(&handle) else {
+            return;
+        };
+        if let Err(error) = self.dataplane.profiles().remove(&old) {
+            tracing::error!(%error, subscriber = %handle, "profile not removed from the classifier");
+        }
+    }
+
     /// From the gateway's own address: the one the kernel would use towards the terminal.
-    fn to_terminal(&mut self, terminal: SocketAddr, payload: Vec<u8>) {
+    fn send_to_terminal(&mut self, terminal: SocketAddr, payload: Vec<u8>) {
         let source = match own_address(terminal) {
             Ok(source) => SocketAddr::new(source, PORT_IKE),
             Err(error) => {
