@@ -141,7 +141,7 @@ fn engine_names(root: &Path) -> Result<Vec<String>> {
 }
 
 /// A `cargo` that uses `compiler` and accepts `-Z` options.
-fn source_cargo(compiler: &Compiler) -> Cmd {
+pub(crate) fn source_cargo(compiler: &Compiler) -> Cmd {
     match compiler {
         Compiler::Nightly => Cmd::line("rustup run nightly cargo").env_remove("RUSTC"),
         Compiler::Distribution(rustc) => Cmd::new("cargo").env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),

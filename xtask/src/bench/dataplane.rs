@@ -37,11 +37,22 @@ enum Arm {
     /// Taken off at its first interface: the cost of the source.
     Source,
     /// `ip_forward`.
-    Kernel,
+    Kernel(Sink),
     /// Forwarded by the XDP program.
     Xdp,
     /// Diverted, and forwarded untouched by a worker.
     AfXdp,
+}
+
+/// How the sink takes packets off. Each comparison has one sink, the one that is cheapest for the kernel's packets
+/// and ours alike: a program costs nothing on XDP frames nor on forwarded socket buffers, but a copy on those of
+/// AF_XDP; the stack costs a socket buffer on XDP frames alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sink {
+    /// A program that drops.
+    Xdp,
+    /// The stack, which finds that the packet is for another station.
+    Stack,
 }
 
 struct Bench {
@@ -60,6 +71,8 @@ struct Sample {
     delivered: f64,
     /// Processor nanoseconds of the sending thread, interrupts inline included, per packet sent.
     nanoseconds: f64,
+    /// Processor nanoseconds of the worker per packet that reached the sink; 0 without one.
+    worker: f64,
 }
 
 /// Measures and returns the records.
@@ -109,77 +122,76 @@ impl Bench {
     }
 
     fn forwarding(&self, size: usize) -> Result<Vec<Record>> {
+        const ARMS: [Arm; 5] = [
+            Arm::Source,
+            Arm::Kernel(Sink::Xdp),
+            Arm::Xdp,
+            Arm::Kernel(Sink::Stack),
+            Arm::AfXdp,
+        ];
         let packet = packet(size);
-        let mut rounds: Vec<[Sample; 4]> = Vec::new();
+        let mut rounds: [Vec<Sample>; ARMS.len()] = Default::default();
         for _ in 0..self.rounds {
-            let mut samples = Vec::new();
-            for arm in [Arm::Source, Arm::Kernel, Arm::Xdp, Arm::AfXdp] {
+            for (arm, samples) in ARMS.into_iter().zip(&mut rounds) {
                 samples.push(self.measure(arm, &packet)?);
             }
-            rounds.push(samples.try_into().map_err(|_| anyhow!("four arms"))?);
         }
-        let [source, kernel, xdp, af_xdp] =
-            [0, 1, 2, 3].map(|arm| rounds.iter().map(|round| round[arm]).collect::<Vec<_>>());
-        let record = |name: &str, ours: &[Sample], text: &str| {
-            let ratios: Vec<f64> = ours
-                .iter()
-                .zip(&kernel)
+        let [source, kernel, xdp, kernel_stack, af_xdp] = rounds;
+        let record = |name: &str, ours: &[Sample], other: &[Sample], text: &str, sink: &str| {
+            let pairs = ours.iter().zip(other);
+            let ratios: Vec<f64> = pairs
                 .map(|(ours, other)| ours.delivered / other.delivered)
                 .collect();
-            Record::new(
-                format!("dataplane.{name}_vs_kernel.{size}"),
-                "ratio",
-                Better::Higher,
-                &ratios,
-            )
-            .arm("ours", describe(text, ours, (name == "xdp").then_some(&source)))
-            .arm(
-                "other",
-                describe("kernel ip_forward, GRO on", &kernel, Some(&source)),
-            )
-            .condition("packet_bytes", size)
-            .condition(
-                "load",
-                "live frames over veth, one processor, ESP without profile",
-            )
-            .condition("queues", 1)
+            let id = format!("dataplane.{name}_vs_kernel.{size}");
+            Record::new(id, "ratio", Better::Higher, &ratios)
+                .arm("ours", describe(text, ours, &source))
+                .arm("other", describe("kernel ip_forward", other, &source))
+                .condition("packet_bytes", size)
+                .condition("load", "live frames over veth from one processor, ESP")
+                .condition("sink", sink)
+                .condition("offloads", "GRO on, others off")
+                .condition("queues", 1)
         };
+        let text = "AF_XDP copy mode, worker on the other processor";
         Ok(vec![
-            record("xdp", &xdp, "XDP native, fib_lookup and redirect"),
-            record(
-                "afxdp",
-                &af_xdp,
-                "AF_XDP copy mode, one worker on the second processor",
-            ),
+            record("xdp", &xdp, &kernel, "native XDP", "XDP drop"),
+            record("afxdp", &af_xdp, &kernel_stack, text, "stack, other station"),
         ])
     }
 
-    /// Sets the gateway up for an arm, sends for a time slice, and tears it down again.
+    /// Sets gateway and sink up for an arm, sends for a time slice, and tears them down again.
     fn measure(&self, arm: Arm, packet: &[u8]) -> Result<Sample> {
-        match arm {
-            Arm::Source => {
-                attach_drop(&self.load, "access", &self.stage.pins("drop"))?;
-                let sample = self.send(packet, 0, "access", "gw");
-                unload(&self.stage.pins("drop"))?;
-                sample
-            }
-            Arm::Kernel => self.send(packet, 0, "p0", "p"),
-            Arm::Xdp => {
-                let dataplane = self.load_gateway()?;
-                let sample = self.send(packet, 0, "p0", "p");
-                drop(dataplane);
-                unload(&self.stage.pins("gw"))?;
-                sample
-            }
-            Arm::AfXdp => {
-                let mut dataplane = self.load_gateway()?;
-                dataplane.profiles().insert(&profile(1))?;
-                let sample = self.with_worker(&mut dataplane, || self.send(packet, 0, "p0", "p"));
-                drop(dataplane);
-                unload(&self.stage.pins("gw"))?;
-                sample
-            }
+        if matches!(arm, Arm::Source) {
+            attach_drop(&self.load, "access", &self.stage.pins("drop"))?;
+            let sample = self.send(packet, 0, "access", "gw");
+            unload(&self.stage.pins("drop"))?;
+            return sample;
         }
+        let program_at_sink = matches!(arm, Arm::Xdp | Arm::Kernel(Sink::Xdp));
+        let pins = self.stage.pins("sink");
+        if program_at_sink {
+            self.in_namespace("p", || Ok(attach_drop(&self.load, "p0", &pins)?))?;
+        }
+        let sample = match arm {
+            Arm::Source | Arm::Kernel(_) => self.send(packet, 0, "p0", "p"),
+            Arm::Xdp => self.with_gateway(|_| self.send(packet, 0, "p0", "p")),
+            Arm::AfXdp => self.with_gateway(|dataplane| {
+                dataplane.profiles().insert(&profile(1))?;
+                self.with_worker(dataplane, || self.send(packet, 0, "p0", "p"))
+            }),
+        };
+        if program_at_sink {
+            unload(&pins)?;
+        }
+        sample
+    }
+
+    fn with_gateway<R>(&self, work: impl FnOnce(&mut Dataplane) -> Result<R>) -> Result<R> {
+        let mut dataplane = self.load_gateway()?;
+        let result = work(&mut dataplane);
+        drop(dataplane);
+        unload(&self.stage.pins("gw"))?;
+        result
     }
 
     fn load_gateway(&self) -> Result<Dataplane> {
@@ -218,12 +230,17 @@ impl Bench {
             Ok(Sample {
                 delivered: delivered as f64 / elapsed.as_secs_f64(),
                 nanoseconds: cpu.as_nanos() as f64 / sent as f64,
+                worker: 0.0,
             })
         })
     }
 
-    /// Runs `work` while a worker on the second processor forwards what is diverted.
-    fn with_worker<R>(&self, dataplane: &mut Dataplane, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    /// Measures with `work` while a worker on the second processor forwards what is diverted.
+    fn with_worker(
+        &self,
+        dataplane: &mut Dataplane,
+        work: impl FnOnce() -> Result<Sample>,
+    ) -> Result<Sample> {
         let sockets = open_sockets(dataplane)?;
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -233,8 +250,8 @@ impl Bench {
             });
             let result = work();
             stop.store(true, Ordering::Relaxed);
-            worker.join().map_err(|_| anyhow!("the worker panicked"))??;
-            result
+            let worker = worker.join().map_err(|_| anyhow!("the worker panicked"))??;
+            result.map(|sample| Sample { worker, ..sample })
         })
     }
 
@@ -418,13 +435,20 @@ fn open_sockets(dataplane: &mut Dataplane) -> Result<Sockets> {
     Ok(sockets)
 }
 
-/// Forwards untouched what is diverted, as a router does: TTL, checksum, MAC addresses.
-fn forward(engine: &mut Engine, stop: &AtomicBool) -> Result<()> {
+/// Forwards untouched what is diverted, as a router does: TTL, checksum, MAC addresses. Returns processor
+/// nanoseconds per packet.
+fn forward(engine: &mut Engine, stop: &AtomicBool) -> Result<f64> {
     let mut batch = Vec::with_capacity(64);
+    let start = thread_time()?;
     while !stop.load(Ordering::Relaxed) {
         poll_once(engine, &mut batch, Duration::from_millis(10));
     }
-    Ok(())
+    let sent: u64 = engine
+        .ports()
+        .map(|(port, _)| engine.statistics(port))
+        .map(|it| it.transmitted)
+        .sum();
+    Ok((thread_time()? - start).as_nanos() as f64 / sent.max(1) as f64)
 }
 
 fn poll_once(engine: &mut Engine, batch: &mut Vec<towpath_afxdp::Frame>, patience: Duration) {
@@ -503,17 +527,17 @@ fn packet(size: usize) -> Vec<u8> {
     packet
 }
 
-fn describe(text: &str, samples: &[Sample], source: Option<&Vec<Sample>>) -> String {
+fn describe(text: &str, samples: &[Sample], source: &[Sample]) -> String {
     let median =
         |value: fn(&Sample) -> f64, of: &[Sample]| quantile(&of.iter().map(value).collect::<Vec<_>>(), 0.5);
     let rate = median(|sample| sample.delivered, samples) / 1000.0;
-    let Some(source) = source else {
-        return format!("{text}, {rate:.0} kpps");
-    };
-    // All of these arms' work happens on the sending processor: what exceeds the source alone is the gateway's
-    // and the sink's.
+    let worker = median(|sample| sample.worker, samples);
+    if worker > 0.0 {
+        return format!("{text}, {rate:.0} kpps, {worker:.0} ns of the worker per packet");
+    }
+    // Everything happens on the sending processor: what exceeds the source alone is the gateway's and the sink's.
     let cost = median(|sample| sample.nanoseconds, samples) - median(|sample| sample.nanoseconds, source);
-    format!("{text}, {rate:.0} kpps, {cost:.0} ns CPU per packet beyond the source")
+    format!("{text}, {rate:.0} kpps, {cost:.0} ns per packet beyond the source")
 }
 
 fn thread_time() -> Result<Duration> {

@@ -3,7 +3,7 @@
 //! ```text
 //!   source            gateway                    sink
 //!   ┌────┐  access ┌────────────┐ core     ┌────┐
-//!   │ t0 ├─────────┤            ├──────────┤ p0 │  drops in its stack: the neighbour's MAC is not p0's
+//!   │ t0 ├─────────┤            ├──────────┤ p0 │  its MAC is not the neighbour's
 //!   └────┘         └────────────┘          └────┘
 //! ```
 //!
@@ -94,7 +94,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for name in ["gw", "drop", "source"] {
+        for name in ["gw", "drop", "source", "sink"] {
             let _ = towpath_bpf::unload(&self.pins(name));
         }
         for role in ["gw", "t", "p"] {

@@ -326,7 +326,17 @@ impl Run<'_> {
             requested: s.starter == Starter::Terminal,
             encap: s.other == Node::Peer && self.stack.lab.peer_kind() == PeerKind::Libipsec,
         };
-        let keys = KeySearch::new(self.stack.known_keys());
+        let mut known = self.stack.known_keys();
+        let peers = self.peers_keys()?;
+        // The logs would be worthless if they left keys out: the peer's own list of its keys says.
+        if let Some(missing) = peers.iter().find(|key| !known.contains(key)) {
+            bail!(
+                "a key of {} bytes that the peer uses is in no key log",
+                missing.len()
+            );
+        }
+        known.extend(peers);
+        let keys = KeySearch::new(known);
         let clean = |frames: &[crate::lab::Frame], text: String| match keys.find(frames) {
             Some(found) => Err(found),
             None if s.class == Class::Full && keys.len() < 6 => {
@@ -348,6 +358,23 @@ impl Run<'_> {
         self.verdicts[5] = Some(other_side.and_then(|text| clean(&far, text)));
         self.verdicts[6] = Some(judge::access_side(&near, &expect).and_then(|text| clean(&near, text)));
         Ok(())
+    }
+
+    /// The ESP keys the peer's kernel holds now; only a guest kernel shows them.
+    fn peers_keys(&self) -> Result<Vec<Vec<u8>>> {
+        if self.scenario.other != Node::Peer || self.stack.lab.peer_kind() != PeerKind::Kernel {
+            return Ok(vec![]);
+        }
+        let states = self
+            .stack
+            .lab
+            .exec(Node::Peer, &Cmd::line("ip xfrm state"), Duration::from_secs(10))?;
+        let keys = judge::keys_of_log(&states.stdout.replace("0x", " "));
+        if keys.is_empty() {
+            bail!("the peer's kernel shows no key: {}", states.all())
+        } else {
+            Ok(keys)
+        }
     }
 
     /// The peer deletes the IKE SA; keyserver, gateway and terminal forget it.
