@@ -279,3 +279,78 @@ fn a_peer_that_starts_afresh_replaces_its_old_sa() {
     let b = world.ends[lost].children.values().next().unwrap();
     assert_mirror(a, b);
 }
+
+#[test]
+fn rekeyings_that_cross_end_with_one_sa() {
+    for seed in 0..40 {
+        let mut world = World::pair(seed, policy(), policy());
+        world.initiate(1, v4(1), v4(2)).unwrap();
+        world.rest();
+        let old = world.only_children();
+        let both_start = |world: &mut World, start: &dyn Fn(&mut World, usize)| {
+            start(world, 0);
+            world.run_for(Duration::from_millis(seed % 25));
+            start(world, 1);
+            world.run_for(Duration::from_secs(60));
+        };
+        both_start(&mut world, &|world, end| {
+            let ike = ike_of(&world.ends[end], world.now);
+            // Too late where the other's rekeying is already through.
+            let _ = world.ends[end]
+                .endpoint
+                .rekey_child(world.now, ike, old[end].spi_in);
+            world.collect(end);
+        });
+        let [a, b] = world.only_children();
+        assert_mirror(&a, &b);
+        assert_ne!(a.spi_in, old[0].spi_in);
+        let before = ike_of(&world.ends[0], world.now);
+        both_start(&mut world, &|world, end| {
+            let ike = ike_of(&world.ends[end], world.now);
+            world.ends[end].endpoint.rekey_ike(world.now, ike).unwrap();
+            world.collect(end);
+        });
+        assert_ne!(ike_of(&world.ends[0], world.now), before);
+        assert!(
+            world
+                .ends
+                .iter()
+                .all(|end| end.endpoint.list(world.now).count() == 1),
+            "{:#?}",
+            world.trace
+        );
+        assert_eq!(world.only_children(), [a, b]);
+    }
+}
+
+#[test]
+fn a_child_sa_rekeyed_while_the_ike_sa_is() {
+    for seed in 0..40 {
+        let mut world = World::pair(seed, policy(), policy());
+        world.initiate(1, v4(1), v4(2)).unwrap();
+        world.rest();
+        let old = world.only_children();
+        let ike = [0, 1].map(|end| ike_of(&world.ends[end], world.now));
+        world.ends[0]
+            .endpoint
+            .rekey_child(world.now, ike[0], old[0].spi_in)
+            .unwrap();
+        world.collect(0);
+        world.run_for(Duration::from_millis(seed % 30));
+        world.ends[1].endpoint.rekey_ike(world.now, ike[1]).unwrap();
+        world.collect(1);
+        world.run_for(Duration::from_secs(60));
+        let [a, b] = world.only_children();
+        assert_mirror(&a, &b);
+        assert_ne!(a.spi_in, old[0].spi_in);
+        assert!(
+            world
+                .ends
+                .iter()
+                .all(|end| end.endpoint.list(world.now).count() == 1),
+            "{:#?}",
+            world.trace
+        );
+        assert_ne!(ike_of(&world.ends[0], world.now), ike[0]);
+    }
+}

@@ -1,5 +1,7 @@
 //! What is offered, chosen and narrowed.
 
+use std::time::Duration;
+
 use towpath_base::profile::IkeId;
 use towpath_base::sa::{EspSuite, Mode};
 use towpath_ike::{Command, FailReason};
@@ -167,12 +169,19 @@ fn a_nat_moves_everything_to_udp_encapsulation() {
         outside: v4(9),
         shift: 1000,
     });
-    let mut b = policy();
-    b.remote_ts = vec![any_of("10.0.0.0/8")];
-    world.ends[1].policy = Some(b);
     world.initiate(1, v4(1), v4(2)).unwrap();
     world.rest();
-    let [a, b] = world.only_children();
+    let [a, mut b] = world.only_children();
+    // Each side knows the host behind the NAT by the address it sees on packets (RFC 7296 §2.23.1).
+    assert_eq!(
+        b.remote_ts.iter().copied().collect::<Vec<_>>(),
+        [any_of("10.0.0.9")]
+    );
+    assert_eq!(
+        a.local_ts.iter().copied().collect::<Vec<_>>(),
+        [any_of("10.0.0.1")]
+    );
+    b.remote_ts = a.local_ts;
     assert_mirror(&a, &b);
     let ports =
         |child: &towpath_base::sa::ChildSa| child.encap.map(|encap| (encap.local_port, encap.remote_port));
@@ -191,6 +200,31 @@ fn a_nat_moves_everything_to_udp_encapsulation() {
     world.collect(1);
     world.rest();
     assert_eq!(closed(&world.ends[0]), [FailReason::DeletedByPeer]);
+}
+
+#[test]
+fn behind_a_nat_the_mapping_is_kept_alive() {
+    let config = towpath_ike::Config {
+        dpd_after: Some(Duration::from_secs(300)),
+        ..quiet()
+    };
+    let mut world = World::pair_with(1, config, policy(), policy());
+    world.nat = Some(Nat {
+        inside: v4(1),
+        outside: v4(9),
+        shift: 1000,
+    });
+    world.initiate(1, v4(1), v4(2)).unwrap();
+    world.run_for(Duration::from_secs(65));
+    // Only the side behind the NAT has a mapping to keep.
+    assert_eq!(
+        world.trace[4..]
+            .iter()
+            .filter(|line| line.starts_with("A --> INFORMATIONAL request"))
+            .count(),
+        3
+    );
+    assert_eq!(world.trace.len(), 10);
 }
 
 #[test]

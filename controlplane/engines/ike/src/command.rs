@@ -131,7 +131,8 @@ pub enum Command {
         /// Algorithms of the IKE SA.
         suite: IkeSuite,
     },
-    /// The IKE SA goes on under another name; its CHILD SAs moved along.
+    /// The IKE SA goes on under another name; its CHILD SAs moved along. [`Command::IkeClosed`] of the old name
+    /// follows, reason [`FailReason::Rekeyed`].
     IkeRekeyed {
         /// The IKE SA that ends.
         old: IkeSaId,

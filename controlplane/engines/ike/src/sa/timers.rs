@@ -14,6 +14,8 @@ use crate::tasks::Task;
 
 /// A rekeying that the peer put off is tried again after this, plus up to as much again.
 const RETRY_REKEY: Duration = Duration::from_secs(5);
+/// Behind a NAT, liveness checks come as often as keepalives would (RFC 3948 §4), and keep the mapping.
+const NAT_ALIVE: Duration = Duration::from_secs(20);
 
 impl<P> IkeSa<P> {
     /// The next deadline. Every one lies in the past at most until [`fire`] has acted on it.
@@ -26,10 +28,14 @@ impl<P> IkeSa<P> {
         let half_open = self
             .is_half_open()
             .then(|| self.created_at + config.half_open_timeout);
-        let dpd = config
-            .dpd_after
-            .filter(|_| established && idle)
-            .map(|after| self.last_heard + after);
+        let dpd = config.dpd_after.filter(|_| established && idle).map(|after| {
+            let after = if self.nat.local {
+                after.min(NAT_ALIVE)
+            } else {
+                after
+            };
+            self.last_heard + after
+        });
         let child = |pick: fn(&super::Child) -> Option<Instant>| {
             self.children
                 .iter()

@@ -2,6 +2,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 use core::time::Duration;
 
 use towpath_base::Instant;
@@ -28,6 +29,8 @@ pub(super) struct Agreement {
     mode: Mode,
     local_ts: Vec<TrafficSelector>,
     remote_ts: Vec<TrafficSelector>,
+    /// Our side and the peer's as the peer wrote them.
+    answer_ts: (Vec<TrafficSelector>, Vec<TrafficSelector>),
 }
 
 /// What keying material is made of.
@@ -107,6 +110,7 @@ pub(super) fn accept<P>(
         mode: mode(parts, policy.mode),
         local_ts: narrow(&local_ts, ts_i),
         remote_ts: narrow(&remote_ts, ts_r),
+        answer_ts: (Vec::new(), Vec::new()),
     };
     if agreement.local_ts.is_empty() || agreement.remote_ts.is_empty() {
         return Err(FailReason::TsUnacceptable);
@@ -136,11 +140,16 @@ pub(super) fn choose<P>(
         .filter(|chosen| key_exchange || chosen.group.is_none())
         .ok_or(NotifyType::NO_PROPOSAL_CHOSEN)?;
     let (local_ts, remote_ts) = policy_selectors(sa, policy);
+    let mode = mode(parts, policy.mode);
+    let natted = |nat: bool| nat && mode == Mode::Transport;
+    let (local_ts, local_answer) = narrow_natted(&local_ts, ts_r, natted(sa.nat.local), sa.local.ip());
+    let (remote_ts, remote_answer) = narrow_natted(&remote_ts, ts_i, natted(sa.nat.remote), sa.remote.ip());
     let agreement = Agreement {
         chosen,
-        mode: mode(parts, policy.mode),
-        local_ts: narrow(&local_ts, ts_r),
-        remote_ts: narrow(&remote_ts, ts_i),
+        mode,
+        local_ts,
+        remote_ts,
+        answer_ts: (local_answer, remote_answer),
     };
     if agreement.local_ts.is_empty() || agreement.remote_ts.is_empty() {
         return Err(NotifyType::TS_UNACCEPTABLE);
@@ -148,12 +157,47 @@ pub(super) fn choose<P>(
     Ok(agreement)
 }
 
+/// Narrows, and gives the result once as it is here and once as the peer wrote it. In transport mode a host that
+/// sits behind a NAT names an address nobody outside knows: the one on its packets takes its place
+/// (RFC 7296 §2.23.1).
+fn narrow_natted(
+    ours: &[TrafficSelector],
+    theirs: &[TrafficSelector],
+    natted: bool,
+    seen: IpAddr,
+) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    let host = theirs
+        .iter()
+        .find(|their| their.first == their.last && their.first.is_ipv4() == seen.is_ipv4());
+    let Some(host) = host.filter(|_| natted) else {
+        let common = narrow(ours, theirs);
+        return (common.clone(), common);
+    };
+    let inside = host.first;
+    let replace = |selectors: &[TrafficSelector], from: IpAddr, to: IpAddr| -> Vec<TrafficSelector> {
+        let replaced = selectors
+            .iter()
+            .map(|selector| match (selector.first, selector.last) {
+                ends if ends == (from, from) => TrafficSelector {
+                    first: to,
+                    last: to,
+                    ..*selector
+                },
+                _ => *selector,
+            });
+        replaced.collect()
+    };
+    let common = narrow(ours, &replace(theirs, inside, seen));
+    let answer = replace(&common, seen, inside);
+    (common, answer)
+}
+
 /// SA, TSi, TSr and notifies of a response of ours.
 pub(super) fn answer_payloads(agreement: &Agreement, spi: Spi) -> Vec<Payload<'static>> {
     let mut payloads = vec![
         Payload::Sa(vec![agreement.chosen.answer(spi)]),
-        Payload::TsI(agreement.remote_ts.clone()),
-        Payload::TsR(agreement.local_ts.clone()),
+        Payload::TsI(agreement.answer_ts.1.clone()),
+        Payload::TsR(agreement.answer_ts.0.clone()),
     ];
     payloads.extend(notifies(agreement.mode));
     payloads
