@@ -12,10 +12,10 @@ use crate::{LIMIT, ping};
 const ORDINARY: &str = "10.77.9.77";
 
 #[test]
-#[ignore = "needs root: network namespaces and XDP"]
+#[ignore = "needs root: network namespaces, XDP and a guest kernel"]
 fn a_killed_daemon_leaves_ordinary_traffic_alone_and_comes_back() {
-    let mut stack = stack_for_test("restart", PeerKind::Libipsec).expect("lab and towpath come up");
-    let add = Cmd::new("ip").args(["addr", "add", &format!("{ORDINARY}/32"), "dev", "eth0"]);
+    let mut stack = stack_for_test("restart", PeerKind::Kernel).expect("lab and towpath come up");
+    let add = Cmd::new("ip").args(["addr", "add", &format!("{ORDINARY}/32"), "dev", "vec0"]);
     assert!(stack.lab.exec(Node::Peer, &add, LIMIT).is_ok_and(|out| out.ok()));
     assert!(ping(&stack.lab, Node::Ta, ORDINARY, 2), "ordinary traffic before");
     let peer = Node::Peer.addr(Family::V4).to_string();

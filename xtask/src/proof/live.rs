@@ -47,8 +47,15 @@ fn show(lab: Lab, object: &Path, stop: &AtomicBool) -> Result<()> {
     );
     let mut events = Events::follow(&stack)?;
     for (round, family) in Family::ALL.into_iter().cycle().enumerate() {
-        traffic(&stack, family);
-        events.print_for(Duration::from_millis(300));
+        let lines = std::thread::scope(|scope| {
+            let traffic = scope.spawn(|| traffic(&stack, family));
+            while !traffic.is_finished() {
+                events.print_for(Duration::from_millis(100));
+            }
+            traffic.join().unwrap_or_default()
+        });
+        events.print_for(Duration::from_millis(200));
+        lines.iter().for_each(|line| println!("{line}"));
         if round < 2 {
             println!(
                 "\nthe peer's own report (swanctl --list-sas):\n{}",
@@ -74,9 +81,9 @@ fn show(lab: Lab, object: &Path, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Three pings each way, and what the daemon counted.
-fn traffic(stack: &Stack, family: Family) {
-    let began = Instant::now();
+/// Three pings each way, and what the daemon counted: lines to print.
+fn traffic(stack: &Stack, family: Family) -> Vec<String> {
+    let mut lines = Vec::new();
     for (from, to) in [(Node::Ta, Node::Peer), (Node::Peer, Node::Ta)] {
         let target = to.addr(family).to_string();
         let cmd = Cmd::new("ping").args(["-c", "3", "-i", "0.2", "-W", "5", "-q", &target]);
@@ -89,9 +96,12 @@ fn traffic(stack: &Stack, family: Family) {
                 .to_owned(),
             Err(error) => format!("{error:#}"),
         };
-        println!("{:>9}  ping {} -> {target}: {result}", "traffic", from.name());
+        lines.push(format!(
+            "{:>9}  ping {} -> {target}: {result}",
+            "traffic",
+            from.name()
+        ));
     }
-    let round = began.elapsed().as_millis();
     for sa in stack.sas().unwrap_or_default() {
         let text = |key: &str| {
             super::stack::find(&sa, key).map_or_else(String::new, |v| v.to_string().replace('"', ""))
@@ -101,8 +111,8 @@ fn traffic(stack: &Stack, family: Family) {
                 .and_then(|t| t.get("packets"))
                 .map_or(0, |v| v.as_u64().unwrap_or(0))
         };
-        println!(
-            "{:>9}  {} with {}  class {}  SPIs {}/{}  packets to terminal {}, to peer {}  (round {round} ms)",
+        lines.push(format!(
+            "{:>9}  {} with {}  class {}  SPIs {}/{}  {} packets to the terminal, {} to the peer",
             "SA",
             text("terminal"),
             text("peer"),
@@ -111,8 +121,9 @@ fn traffic(stack: &Stack, family: Family) {
             text("spi_out"),
             packets("to_terminal"),
             packets("to_peer"),
-        );
+        ));
     }
+    lines
 }
 
 /// The daemon's events and the agent's log lines as they come.
