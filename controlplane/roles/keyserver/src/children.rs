@@ -59,20 +59,15 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 spi_in,
                 spi_out,
                 reason,
-                ..
+                ike,
             } => {
-                let key = PairKey { local, remote };
-                self.child_deleted(
-                    now,
-                    key,
-                    SaName {
-                        local,
-                        remote,
-                        spi_in,
-                        spi_out,
-                    },
-                    &reason.to_string(),
-                );
+                let name = SaName {
+                    local,
+                    remote,
+                    spi_in,
+                    spi_out,
+                };
+                self.child_deleted(now, ike, name, &reason.to_string());
             }
             Command::Failed {
                 ike,
@@ -232,7 +227,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         EspKeys::split(child.suite, material)
     }
 
-    fn child_deleted(&mut self, now: Instant, key: PairKey, name: SaName, reason: &str) {
+    fn child_deleted(&mut self, now: Instant, ike: IkeSaId, name: SaName, reason: &str) {
+        let key = PairKey {
+            local: name.local,
+            remote: name.remote,
+        };
         let Some(pair) = self.pairs.get_mut(key) else {
             return;
         };
@@ -241,6 +240,10 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         pair.children.retain(|child| child.spi_in != name.spi_in);
         if pair.children.len() == before {
             return;
+        }
+        if !pair.children.iter().any(|child| child.ike == ike) {
+            // An IKE SA is there for its CHILD SAs; the next request starts afresh. It may be ending already.
+            let _ = self.endpoint.delete_ike(now, ike);
         }
         self.to_gateway.push_back(FromKeyserver::Remove {
             subscriber,

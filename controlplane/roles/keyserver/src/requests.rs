@@ -5,7 +5,7 @@ use towpath_base::profile::{PeerPolicy, Psk};
 use towpath_base::sa::Class;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_fabric::{Datagram, FromKeyserver, ToRegistry};
-use towpath_ike::{IkeSaId, Initiate};
+use towpath_ike::{IkeSaId, Initiate, InitiateError};
 use towpath_keyx::message::{self, FromTerminal, ProxyRequest, RefuseReason};
 
 use crate::pairs::{PairKey, Progress};
@@ -158,7 +158,9 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             return;
         };
         let (Waiting::Initiate(key) | Waiting::Respond(key, _)) = waiting;
-        let class = credential.as_ref().map_or(Class::None, |(record, _)| record.class);
+        let class = credential
+            .as_ref()
+            .map_or(Class::None, |(record, _)| record.class);
         let policy = credential.map(|(record, psk)| engine_policy(&record, psk));
         if let Some(Err(error)) = &policy {
             self.event(Some(key), subscriber, "policy_unusable", error.to_string());
@@ -211,6 +213,12 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 self.initiations.insert(tag, key);
                 if let Some(pair) = self.pairs.get_mut(key) {
                     pair.progress = Some(Progress::Negotiating);
+                }
+            }
+            // The peer was faster: its exchange brings the SA, or fails and leaves the way free.
+            Err(InitiateError::InProgress(_)) => {
+                if let Some(pair) = self.pairs.get_mut(key) {
+                    pair.progress = None;
                 }
             }
             Err(error) => {

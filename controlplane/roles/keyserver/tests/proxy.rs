@@ -461,7 +461,11 @@ fn the_class_is_the_policys_whoever_starts_and_however_late_the_answer() {
     let mut world = World::new();
     world.ask(A, B, 1);
     // B was the responder: nobody had asked for its pair before.
-    let classes: Vec<Class> = world.keyserver.child_sas().map(|(_, _, child)| child.class).collect();
+    let classes: Vec<Class> = world
+        .keyserver
+        .child_sas()
+        .map(|(_, _, child)| child.class)
+        .collect();
     assert_eq!(classes, [Class::Full, Class::Full]);
     world.pass(Duration::from_secs(5));
     assert!(world.gateway.iter().all(|sa| sa.class() == Class::Full));
