@@ -200,7 +200,7 @@ impl World {
             }
             FromKeyserver::KeyToTerminal {
                 subscriber, sealed, ..
-            } => self.to_terminal(subscriber, &sealed),
+            } => self.at_terminal(subscriber, &sealed),
             FromKeyserver::Install(sa) => self.gateway.push(*sa),
             FromKeyserver::Remove { local, spi_in, .. } => {
                 self.gateway.retain(|sa| (sa.local, sa.spi_in) != (local, spi_in));
@@ -210,7 +210,7 @@ impl World {
         }
     }
 
-    fn to_terminal(&mut self, subscriber: SubscriberHandle, sealed: &[u8]) {
+    fn at_terminal(&mut self, subscriber: SubscriberHandle, sealed: &[u8]) {
         let terminal = self.terminals.get_mut(&subscriber).unwrap();
         match terminal.session.open(sealed) {
             Ok(ToTerminal::ProxyReply(reply)) => {
