@@ -266,11 +266,17 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
         loop {
             let now = (self.clock)();
             let mut received = 0;
+            let mut running = true;
             for index in 0..self.ports.len() {
                 let Some(&port) = self.ports.get(index) else {
                     continue;
                 };
-                received += self.engine.receive(port, &mut batch);
+                let got = self.engine.receive(port, &mut batch);
+                received += got;
+                // A packet that is here may need an SA that was sent here before the packet was sent there.
+                if got > 0 {
+                    running &= self.obey(now);
+                }
                 for frame in batch.drain(..) {
                     self.path.handle(now, &mut self.engine, frame);
                 }
@@ -281,7 +287,7 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
                 next_tick = now + TICK;
             }
             self.path.report();
-            if !self.obey(now) {
+            if !(running && self.obey(now)) {
                 return;
             }
             if received == 0 {
