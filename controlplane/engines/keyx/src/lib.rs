@@ -32,5 +32,5 @@ pub mod transfer;
 pub use frame::ReservedSpi;
 pub use keys::{RegistrationKeys, SessionKeys};
 pub use message::{FromTerminal, Header, MessageType, ToTerminal};
-pub use sealed::{MAX_BODY, MAX_DATAGRAM, SealedDatagram};
+pub use sealed::{MAX_BODY, MAX_DATAGRAM, SealedDatagram, Unsealable};
 pub use session::{NetworkSession, TerminalSession};
