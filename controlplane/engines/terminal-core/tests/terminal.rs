@@ -551,3 +551,59 @@ fn every_deadline_passes_once_handled() {
         panic!("no packet without an SA");
     }
 }
+
+#[test]
+fn altered_packets_and_messages_never_panic_and_never_open() {
+    for seed in 0..6 {
+        let mut world = World::new(seed);
+        world.net.suite = EspSuite::ALL[seed as usize % EspSuite::ALL.len()];
+        world.net.mode = if seed % 2 == 0 {
+            Mode::Transport
+        } else {
+            Mode::Tunnel
+        };
+        world.net.encap = seed % 3 == 0;
+        world.settle();
+        world.application(&udp(here(false), peer(false), b"x"));
+        world.settle();
+        let sealed = world.net.seal(&udp(peer(false), here(false), &[7; 100]));
+        let message = towpath_keyx::ToTerminal::ProxyReply(towpath_keyx::message::ProxyReply {
+            request_id: 1,
+            outcome: towpath_keyx::message::Outcome::Accepted,
+        });
+        let message = world.net.session.as_mut().unwrap().seal(&message).unwrap();
+        let message = towpath_keyx::frame::wrap(RESERVED, message.as_bytes());
+        let plain = udp(here(false), peer(false), &[7; 100]);
+        let mut rng = SeededRng::new(seed);
+        for _ in 0..3000 {
+            let mut bytes = match rng.below(3) {
+                0 => sealed.clone(),
+                1 => plain.clone(),
+                _ => message.clone(),
+            };
+            let original = bytes.clone();
+            for _ in 0..=rng.below(3) {
+                let at = rng.below(bytes.len() as u64) as usize;
+                bytes[at] ^= rng.below(256) as u8;
+            }
+            bytes.truncate(rng.below(2 * bytes.len() as u64) as usize);
+            if bytes == original {
+                continue;
+            }
+            world.terminal.handle_datagram(world.now, here(false), &bytes);
+            Buffer::new(&bytes).with(|p| world.terminal.handle_plain(world.now, p, &mut rng));
+            let mut buffer = Buffer::new(&bytes);
+            if buffer.with(|p| world.terminal.handle_network(world.now, p)) == Disposition::Deliver {
+                // Only what policy lets in unprotected, or what was altered outside ESP's protection.
+                let flow = towpath_ipsec::Flow::of(buffer.packet()).unwrap();
+                let genuine = flow.source == peer(false) && buffer.packet().ends_with(&[7; 100]);
+                assert!(flow.source != peer(false) || genuine, "seed {seed}");
+            }
+            world.settle();
+            world.run_for(1);
+        }
+        let malformed =
+            world.terminal.drops(DropReason::KeyxMalformed) + world.terminal.drops(DropReason::KeyxForged);
+        assert!(malformed > 0 && world.terminal.drops(DropReason::EspAuthFailed) > 0);
+    }
+}
