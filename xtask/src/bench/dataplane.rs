@@ -31,6 +31,11 @@ const PEER: Ipv4Addr = Ipv4Addr::new(10, 200, 9, 2);
 /// Subscribers of the large table: every address the spread can make.
 const MANY: u32 = 1 << 20;
 
+/// Packets that tell how many fit into a time slice.
+const TRIAL: u32 = 1 << 14;
+/// Terminals whose packets the classifier gets in turn.
+const TERMINALS: u32 = 32;
+
 /// How the gateway treats the packets of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Arm {
@@ -86,17 +91,23 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<Vec<Record>> {
         rounds: if args.quick { 7 } else { 15 },
     };
     let mut records = Vec::new();
+    let mut add = |new: Vec<Record>| {
+        for record in new {
+            println!("bench: {} {} {}", record.id, record.value, record.unit);
+            records.push(record);
+        }
+    };
     for size in [64, 1400] {
         println!(
             "bench: forwarding of {size}-byte packets, {} rounds",
             bench.rounds
         );
-        records.extend(bench.inside(|| bench.forwarding(size))?);
+        add(bench.inside(|| bench.forwarding(size))?);
     }
     println!("bench: classifier with {MANY} profiles");
-    records.extend(bench.inside(|| bench.classifier())?);
+    add(bench.inside(|| bench.classifier())?);
     println!("bench: idle worker");
-    records.push(bench.inside(|| bench.idle())?);
+    add(vec![bench.inside(|| bench.idle())?]);
     Ok(records)
 }
 
@@ -146,6 +157,7 @@ impl Bench {
             Record::new(id, "ratio", Better::Higher, &ratios)
                 .arm("ours", describe(text, ours, &source))
                 .arm("other", describe("kernel ip_forward", other, &source))
+                .arm("source", describe_source(&source))
                 .condition("packet_bytes", size)
                 .condition("load", "live frames over veth from one processor, ESP")
                 .condition("sink", sink)
@@ -215,21 +227,26 @@ impl Bench {
             pin_to(0)?;
             attach_pass(&self.object, "t0", &self.stage.pins("source"))?;
             let generator = Generator::new(&self.load, "t0", packet, spread)?;
-            generator.send(1 << 12)?;
-            let before = count()?;
-            let (start, start_cpu) = (Instant::now(), thread_time()?);
-            let mut sent = 0u64;
-            while start.elapsed() < self.slice {
-                generator.send(1 << 14)?;
-                sent += 1 << 14;
-            }
-            let (elapsed, cpu) = (start.elapsed(), thread_time()? - start_cpu);
+            // A call sets the kernel up for tens of milliseconds before the first packet leaves.
+            let time = |packets: u32| -> Result<Duration> {
+                let start = Instant::now();
+                generator.send(packets)?;
+                Ok(start.elapsed())
+            };
+            let overhead = time(64)?.min(time(64)?).min(time(64)?);
+            let trial = time(TRIAL)?
+                .saturating_sub(overhead)
+                .max(Duration::from_millis(1));
+            let sent = TRIAL * (self.slice.as_nanos() / trial.as_nanos()).clamp(1, 1000) as u32;
+            let (before, start_cpu) = (count()?, thread_time()?);
+            let elapsed = time(sent)?.saturating_sub(overhead).max(trial);
+            let cpu = thread_time()? - start_cpu;
             // A worker may still be at the last packets, which belong to the time before.
             sleep(Duration::from_millis(20));
             let delivered = count()? - before;
             Ok(Sample {
                 delivered: delivered as f64 / elapsed.as_secs_f64(),
-                nanoseconds: cpu.as_nanos() as f64 / sent as f64,
+                nanoseconds: cpu.as_nanos() as f64 / f64::from(sent),
                 worker: 0.0,
             })
         })
@@ -259,45 +276,30 @@ impl Bench {
     /// dropped for want of a worker, so routing and forwarding are the same few steps in both.
     fn classifier(&self) -> Result<Vec<Record>> {
         let packet = packet(64);
-        let (mut dataplane, mut cached, mut random) = (self.load_gateway()?, Vec::new(), Vec::new());
+        let mut dataplane = self.load_gateway()?;
         let access = net_device("access")?.ifindex;
-        let (one, many) = (profile(1), profile(MANY));
-        let mut texts = [Vec::new(), Vec::new(), Vec::new(), Vec::new()];
-        dataplane.profiles().insert(&many)?;
-        // Loading a million entries takes longer than a round: measure one table, then the other, and interleave
-        // by repeating both in blocks.
-        let blocks = if self.rounds > 7 { 3 } else { 1 };
-        for block in 0..blocks {
-            if block > 0 {
-                dataplane.profiles().insert(&many)?;
+        let (mut cached, mut random) = (Vec::new(), Vec::new());
+        let mut figures: [Vec<f64>; 4] = Default::default();
+        for round in 0..self.rounds {
+            let mut measured = Vec::new();
+            for count in [MANY, 1] {
+                let profile = profile(count);
+                dataplane.profiles().insert(&profile)?;
+                measured.push(cached_time(&dataplane, access, &packet, count, round)?);
+                measured.push(self.random_time(&packet, count - 1)?);
+                dataplane.profiles().remove(&profile)?;
             }
-            let mut large = Vec::new();
-            for round in 0..self.rounds {
-                large.push((
-                    self.cached(&dataplane, access, &packet, round)?,
-                    self.uncached(&packet, MANY - 1)?,
-                ));
+            let round: [f64; 4] = measured.try_into().map_err(|_| anyhow!("four figures"))?;
+            let [large, large_random, small, small_random] = round;
+            cached.push(large / small);
+            random.push(large_random / small_random);
+            for (figure, value) in figures.iter_mut().zip([large, small, large_random, small_random]) {
+                figure.push(value);
             }
-            dataplane.profiles().remove(&many)?;
-            dataplane.profiles().insert(&one)?;
-            for (large_cached, large_random) in large {
-                let small_cached = self.cached(&dataplane, access, &packet, 0)?;
-                let small_random = self.uncached(&packet, 0)?;
-                cached.push(large_cached / small_cached);
-                random.push(large_random / small_random);
-                for (list, value) in
-                    texts
-                        .iter_mut()
-                        .zip([large_cached, small_cached, large_random, small_random])
-                {
-                    list.push(value);
-                }
-            }
-            dataplane.profiles().remove(&one)?;
         }
         drop(dataplane);
         unload(&self.stage.pins("gw"))?;
-        let [large, small, large_random, small_random] = texts.map(|list| quantile(&list, 0.5));
+        let [large, small, large_random, small_random] = figures.map(|list| quantile(&list, 0.5));
         let record = |id: &str, ratios: &[f64], large: f64, small: f64| {
             Record::new(id, "ratio", Better::Lower, ratios)
                 .arm("ours", format!("{MANY} profiles, {large:.0} ns/packet"))
@@ -312,7 +314,7 @@ impl Bench {
                 .goal(1.5)
                 .condition(
                     "locality",
-                    "64 terminals in turn, 20000 packets each (BPF_PROG_TEST_RUN)",
+                    format!("{TERMINALS} terminals in turn, 20000 packets each (BPF_PROG_TEST_RUN)"),
                 ),
             record(
                 "dataplane.classify_1m_vs_1_random",
@@ -327,29 +329,8 @@ impl Bench {
         ])
     }
 
-    /// Nanoseconds per packet where a terminal's packets come one after the other.
-    fn cached(&self, dataplane: &Dataplane, access: u32, packet: &[u8], seed: usize) -> Result<f64> {
-        let many = dataplane_is_large(dataplane)?;
-        let mut total = Duration::ZERO;
-        for terminal in 0..64u32 {
-            let number = if many {
-                (terminal + 64 * seed as u32).wrapping_mul(0x9e37_79b1) % MANY
-            } else {
-                0
-            };
-            let mut packet = packet.to_vec();
-            let source = Ipv4Addr::from_bits(TERMINAL.to_bits() | number);
-            packet
-                .get_mut(26..30)
-                .context("an IPv4 packet")?
-                .copy_from_slice(&source.octets());
-            total += dataplane.test_run(access, &packet, 20_000)?.duration;
-        }
-        Ok(total.as_nanos() as f64 / 64.0)
-    }
-
     /// Nanoseconds per packet where no two packets come from the same terminal, less those of the source.
-    fn uncached(&self, packet: &[u8], spread: u32) -> Result<f64> {
+    fn random_time(&self, packet: &[u8], spread: u32) -> Result<f64> {
         let with = self.send(packet, spread, "access", "gw")?.nanoseconds;
         let source = self.send_dropped(packet, spread)?;
         Ok((with - source).max(1.0))
@@ -407,10 +388,21 @@ impl Bench {
     }
 }
 
-fn dataplane_is_large(dataplane: &Dataplane) -> Result<bool> {
-    let maps = towpath_bpf::ProfileMaps::open_pinned(dataplane.pin_dir())?;
-    let last = Ipv4Addr::from_bits(TERMINAL.to_bits() | (MANY - 1));
-    Ok(maps.get(IpAddr::V4(last))?.is_some())
+/// Nanoseconds per packet where a terminal's packets come one after the other, for some of `count` terminals.
+fn cached_time(dataplane: &Dataplane, access: u32, packet: &[u8], count: u32, seed: usize) -> Result<f64> {
+    let mut total = Duration::ZERO;
+    for terminal in 0..TERMINALS {
+        // Far apart in the table, others in every round.
+        let number = (terminal + TERMINALS * seed as u32).wrapping_mul(0x9e37_79b1) % count;
+        let source = Ipv4Addr::from_bits(TERMINAL.to_bits() | number);
+        let mut packet = packet.to_vec();
+        packet
+            .get_mut(26..30)
+            .context("an IPv4 packet")?
+            .copy_from_slice(&source.octets());
+        total += dataplane.test_run(access, &packet, 20_000)?.duration;
+    }
+    Ok(total.as_nanos() as f64 / f64::from(TERMINALS))
 }
 
 fn open_sockets(dataplane: &mut Dataplane) -> Result<Sockets> {
@@ -538,6 +530,15 @@ fn describe(text: &str, samples: &[Sample], source: &[Sample]) -> String {
     // Everything happens on the sending processor: what exceeds the source alone is the gateway's and the sink's.
     let cost = median(|sample| sample.nanoseconds, samples) - median(|sample| sample.nanoseconds, source);
     format!("{text}, {rate:.0} kpps, {cost:.0} ns per packet beyond the source")
+}
+
+fn describe_source(samples: &[Sample]) -> String {
+    let median = |value: fn(&Sample) -> f64| quantile(&samples.iter().map(value).collect::<Vec<_>>(), 0.5);
+    let (rate, cost) = (
+        median(|sample| sample.delivered),
+        median(|sample| sample.nanoseconds),
+    );
+    format!("alone, {:.0} kpps, {cost:.0} ns per packet", rate / 1000.0)
 }
 
 fn thread_time() -> Result<Duration> {

@@ -364,6 +364,16 @@ impl Charon {
         )
     }
 
+    /// Replaces an SA by a new one: `kind` is `--child` or `--ike`.
+    pub fn rekey(&self, kind: &str, name: &str) -> Result<()> {
+        let out = self.swanctl(&["--rekey", kind, name], Duration::from_secs(10))?;
+        if out.ok() {
+            Ok(())
+        } else {
+            bail!("swanctl --rekey: {}", out.all())
+        }
+    }
+
     /// Drops all SAs without telling the other ends.
     pub fn forget(&self) -> Result<()> {
         for sa in self.list_sas()? {
