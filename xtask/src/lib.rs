@@ -4,7 +4,7 @@
 //! * [`proof`]: the main job run in the lab, one scenario after the other, and judged;
 //! * [`layers`]: the dependency rules, checked;
 //! * [`setup`], [`check`], [`suite`]: what a machine needs, what a commit needs, what a release needs;
-//! * [`ebpf`]: builds the XDP object; [`bench`]: measures.
+//! * [`ebpf`]: builds the XDP object; [`mod@bench`]: measures.
 #![forbid(unsafe_code)]
 
 pub mod bench;
