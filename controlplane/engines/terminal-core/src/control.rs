@@ -113,6 +113,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
     }
 
     fn reply(&mut self, now: Instant, reply: &ProxyReply) {
+        self.enrolment.heard(now);
         match reply.outcome {
             Outcome::Accepted => {
                 self.requests
@@ -137,6 +138,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
 
     /// Carries a transfer out once, and acknowledges it each time it comes.
     fn transfer(&mut self, now: Instant, which: Which, transfer: &KeyTransfer) {
+        self.enrolment.heard(now);
         let name = transfer.operation.name();
         let Some(link) = self.enrolment.link(which) else {
             return;

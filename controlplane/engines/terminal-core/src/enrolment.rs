@@ -60,6 +60,9 @@ pub(crate) struct Enrolment {
     expires: Option<Instant>,
     keepalive: Duration,
     hello_at: Option<Instant>,
+    /// When something authentic last came from the network or through it, and when something was last said to it.
+    heard: Instant,
+    said: Instant,
     epoch: Option<u64>,
     followed_hint: Option<Instant>,
 }
@@ -88,6 +91,8 @@ impl Enrolment {
             expires: None,
             keepalive: Duration::ZERO,
             hello_at: None,
+            heard: Instant::ZERO,
+            said: Instant::ZERO,
             epoch: None,
             followed_hint: None,
         }
@@ -202,6 +207,7 @@ impl Enrolment {
         self.hello_at = Some(now);
         let network_restarted = self.epoch.is_some_and(|epoch| epoch != terms.epoch);
         self.epoch = Some(terms.epoch);
+        self.heard = now;
         Ok(Granted {
             keys,
             terms,
@@ -258,9 +264,23 @@ impl Enrolment {
     ) -> Option<usize> {
         let len = self.link(which)?.session.seal_into(message, out).ok();
         if which == Which::Current {
+            self.said = now;
             self.hello_at = (!self.keepalive.is_zero()).then(|| now + self.keepalive);
         }
         len
+    }
+
+    /// Something authentic came from the network or through it.
+    pub(crate) const fn heard(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// A protected packet was sent. If nothing has come back for `silence`, a sign of life is due: should the
+    /// network have lost the session, it says so, and the SAs that lead nowhere are given up.
+    pub(crate) fn sent(&mut self, now: Instant, silence: Duration) {
+        if self.current.is_some() && now >= self.heard + silence && now >= self.said + silence {
+            self.hello_at = Some(now);
+        }
     }
 
     /// The sign of life to send now, if one is due.

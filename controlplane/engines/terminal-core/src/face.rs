@@ -74,6 +74,8 @@ pub struct Timing {
     pub hold: Duration,
     /// How long a replaced SA still receives.
     pub linger: Duration,
+    /// Packets sent for this long without any coming back: ask whether the network still knows the terminal.
+    pub silence: Duration,
 }
 
 impl Default for Timing {
@@ -88,6 +90,7 @@ impl Default for Timing {
             hold_off: Duration::from_secs(5),
             hold: Duration::from_secs(10),
             linger: Duration::from_secs(30),
+            silence: Duration::from_secs(10),
         }
     }
 }
@@ -269,7 +272,10 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         };
         if let Some(pair) = self.sad.outgoing(peer, &flow) {
             match pair.outbound.seal(now, packet, rng) {
-                Ok(_) => return Ok(Disposition::Transmit),
+                Ok(_) => {
+                    self.enrolment.sent(now, self.timing.silence);
+                    return Ok(Disposition::Transmit);
+                }
                 Err(DropReason::EspLifetimeExpired | DropReason::EspSequenceExhausted) => {
                     // Of no use any more: as if it were not there.
                     let name = pair.name;
@@ -354,6 +360,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             .incoming(at.destination, at.spi)
             .ok_or(DropReason::EspUnknownSpi)?;
         pair.inbound.open(now, packet)?;
+        self.enrolment.heard(now);
         Ok(Disposition::Deliver)
     }
 

@@ -350,6 +350,49 @@ fn a_network_that_lost_its_state_is_noticed_by_the_next_sign_of_life() {
 }
 
 #[test]
+fn a_network_that_lost_its_state_is_noticed_soon_while_packets_are_sent() {
+    let mut world = World::new(3);
+    world.settle();
+    world.application(&udp(here(false), peer(false), b"x"));
+    world.settle();
+    let mut net = Net::new(99);
+    (net.last_counter, net.epoch) = (world.net.last_counter, 2);
+    world.net = net;
+    for n in 0..12 {
+        world.application(&udp(here(false), peer(false), &[n]));
+        world.run_for(1);
+    }
+    assert!(world.events.contains(&Event::NetworkRestarted));
+    world.application(&udp(here(false), peer(false), b"y"));
+    world.settle();
+    assert!(world.received.len() >= 2, "with a new SA");
+}
+
+#[test]
+fn a_network_that_answers_is_not_asked_while_packets_come_back() {
+    let mut world = World::new(3);
+    world.settle();
+    world.application(&udp(here(false), peer(false), b"x"));
+    world.settle();
+    let hellos = world.net.hellos;
+    for n in 0..50 {
+        world.application(&udp(here(false), peer(false), &[n]));
+        let answer = world.net.seal(&udp(peer(false), here(false), &[n]));
+        world.network(&answer);
+        world.run_for(1);
+    }
+    assert_eq!(world.net.hellos, hellos);
+    for n in 0..50 {
+        world.application(&udp(here(false), peer(false), &[n]));
+        world.run_for(1);
+    }
+    assert!(
+        (4..=6).contains(&(world.net.hellos - hellos)),
+        "every ten seconds while nothing comes back"
+    );
+}
+
+#[test]
 fn hints_to_register_again_are_followed_once_in_a_while_and_only_if_they_answer_something() {
     let mut world = World::new(3);
     world.settle();
