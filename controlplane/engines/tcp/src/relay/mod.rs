@@ -1,0 +1,1 @@
+//! The relay: split and Snoop.

@@ -1,0 +1,136 @@
+//! Goodput of one bulk transfer against the bound C·(1 − p)·η.
+
+use std::time::Duration;
+
+use towpath_base::Instant;
+use towpath_tcp::{Algorithm, Config};
+
+use crate::host::{Script, Socket};
+use crate::link::{Link, LinkConfig, Loss};
+use crate::world::World;
+
+/// A bulk transfer over a lossy link.
+#[derive(Debug, Clone, Copy)]
+pub struct Bulk {
+    /// Bits per second.
+    pub rate: u64,
+    /// Round trip without queue.
+    pub rtt: Duration,
+    /// Loss probability of data; acknowledgments are not lost.
+    pub loss: f64,
+    /// Queue in bandwidth-delay products.
+    pub queue_bdp: f64,
+    /// Congestion control of the sender.
+    pub algorithm: Algorithm,
+    /// Length of the measurement.
+    pub time: Duration,
+    /// Seed.
+    pub seed: u64,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy)]
+pub struct BulkResult {
+    /// Goodput ÷ bound.
+    pub ratio: f64,
+    /// Goodput, bits per second.
+    pub goodput: f64,
+    /// Retransmitted bytes ÷ bytes lost by the link.
+    pub retransmit_ratio: f64,
+    /// Mean queue in BDP, as arriving packets saw it.
+    pub queue_bdp: f64,
+    /// Packets dropped by a full queue.
+    pub queue_drops: u64,
+    /// Retransmission timeouts.
+    pub timeouts: u64,
+    /// Time to the first megabyte.
+    pub first_megabyte: Option<Duration>,
+}
+
+/// Share of a packet that is data: MSS without timestamps ÷ packet, IPv4.
+pub const EFFICIENCY: f64 = 1448.0 / 1500.0;
+
+/// Runs a transfer.
+pub fn bulk(setup: Bulk) -> BulkResult {
+    let bdp = setup.rate as f64 / 8.0 * setup.rtt.as_secs_f64();
+    let data = LinkConfig {
+        rate: setup.rate,
+        delay: setup.rtt / 2,
+        queue: ((bdp * setup.queue_bdp) as u64).max(30_000),
+        loss: Loss::Random(setup.loss),
+        ..LinkConfig::default()
+    };
+    let acks = LinkConfig {
+        delay: setup.rtt / 2,
+        ..LinkConfig::default()
+    };
+    let limit = ((bdp * 6.0) as usize).max(4 << 20);
+    let config = Config {
+        local_port: 1000,
+        remote_port: 80,
+        algorithm: setup.algorithm,
+        send_limit: limit,
+        receive_limit: limit,
+        receive_initial: limit / 4,
+        ..Config::default()
+    };
+    let remote = Config {
+        local_port: 80,
+        remote_port: 1000,
+        ..config.clone()
+    };
+    let (left, right) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+    let sender = Script::sending(setup.seed, u64::MAX >> 8);
+    let receiver = Script {
+        close_after_read: Some(u64::MAX),
+        ..Script::sending(1, 0)
+    };
+    let a = Socket::connect(Instant::ZERO, config, 7, left, right, (sender.clone(), &receiver));
+    let b = Socket::listen(Instant::ZERO, remote, 9, right, left, (receiver, &sender));
+    let up = Link::new(data, setup.seed);
+    let down = Link::new(acks, setup.seed + 1);
+    let mut world = World::new(vec![a], vec![b], vec![up], vec![down], None);
+    let mut first_megabyte = None;
+    let end = Instant::ZERO + setup.time;
+    let outcome = world.run(end, |world| {
+        if first_megabyte.is_none() && world.b[0].read >= 1 << 20 {
+            first_megabyte = Some(world.now.saturating_since(Instant::ZERO));
+        }
+        false
+    });
+    assert_eq!(outcome, Ok(()), "simulation");
+    assert_eq!(world.b[0].fault, None, "stream");
+    let goodput = world.b[0].read as f64 * 8.0 / setup.time.as_secs_f64();
+    let report = world.up[0].report();
+    let stats = world.a[0].endpoint.stats();
+    BulkResult {
+        ratio: goodput / (setup.rate as f64 * (1.0 - setup.loss) * EFFICIENCY),
+        goodput,
+        retransmit_ratio: stats.bytes_retransmitted as f64 / (report.lost_bytes as f64 * EFFICIENCY).max(1.0),
+        queue_bdp: report.queue_sum as f64 / report.offered.max(1) as f64 / bdp,
+        queue_drops: report.dropped,
+        timeouts: stats.timeouts,
+        first_megabyte,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clean_link_is_filled() {
+        for algorithm in [Algorithm::Cubic, Algorithm::Bbr, Algorithm::Radio] {
+            let result = bulk(Bulk {
+                rate: 20_000_000,
+                rtt: Duration::from_millis(40),
+                loss: 0.0,
+                queue_bdp: 1.0,
+                algorithm,
+                time: Duration::from_secs(8),
+                seed: 1,
+            });
+            assert!(result.ratio > 0.9, "{algorithm:?} {result:?}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Simulations from the command line: `towpath-sim goodput [seconds]`.
+
+use std::time::Duration;
+
+use towpath_sim::goodput::{Bulk, bulk};
+use towpath_tcp::Algorithm;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("goodput") => goodput(arguments.next().and_then(|text| text.parse().ok()).unwrap_or(30)),
+        _ => eprintln!("usage: towpath-sim goodput [SECONDS]"),
+    }
+}
+
+/// Goodput ÷ bound for every congestion control, round trip and loss.
+fn goodput(seconds: u64) {
+    println!("rtt ms  loss %  algorithm  ratio   Mb/s  rtx/loss  queue BDP  drops  timeouts  1 MB s");
+    for (rtt, rate) in [(40, 50_000_000), (100, 50_000_000), (600, 20_000_000)] {
+        for percent in [0, 1, 2, 5] {
+            for algorithm in [Algorithm::Cubic, Algorithm::Bbr, Algorithm::Radio] {
+                let result = bulk(Bulk {
+                    rate,
+                    rtt: Duration::from_millis(rtt),
+                    loss: f64::from(percent) / 100.0,
+                    queue_bdp: 1.0,
+                    algorithm,
+                    time: Duration::from_secs(seconds),
+                    seed: 1,
+                });
+                println!(
+                    "{rtt:6}  {percent:6}  {:9}  {:5.3}  {:5.1}  {:8.2}  {:9.2}  {:5}  {:8}  {:6.2}",
+                    format!("{algorithm:?}"),
+                    result.ratio,
+                    result.goodput / 1e6,
+                    result.retransmit_ratio,
+                    result.queue_bdp,
+                    result.queue_drops,
+                    result.timeouts,
+                    result.first_megabyte.map_or(f64::NAN, |time| time.as_secs_f64()),
+                );
+            }
+        }
+    }
+}
