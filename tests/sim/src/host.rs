@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use towpath_base::Instant;
 use towpath_tcp::packet::{IpHeader, TcpPacket};
+use towpath_tcp::segment::Header;
 use towpath_tcp::{Closed, Command, Config, Ecn, Endpoint, SeqNum, State};
 
 use crate::rng::mix;
@@ -103,6 +104,7 @@ pub struct Socket {
     closed: bool,
     /// First thing that went wrong.
     pub fault: Option<Fault>,
+    refusal: Option<Header>,
 }
 
 impl Socket {
@@ -131,6 +133,7 @@ impl Socket {
             pause_done: false,
             closed: false,
             fault: None,
+            refusal: None,
         }
     }
 
@@ -186,6 +189,11 @@ impl Socket {
 
     /// Takes a packet.
     pub fn input(&mut self, now: Instant, packet: &TcpPacket<'_>) {
+        if self.endpoint.state() == State::Closed && self.endpoint.closed() != Some(Closed::Aborted) {
+            // No connection here any more: the host answers as RFC 9293 §3.10.7.1 says.
+            self.refusal = packet.segment.reset();
+            return;
+        }
         self.endpoint.handle_input(now, &packet.segment, packet.ecn);
     }
 
@@ -289,6 +297,10 @@ impl Socket {
             ecn: Ecn::NotEct,
             ttl: 64,
         };
+        if let Some(header) = self.refusal.take() {
+            let len = header.write(buffer.get_mut(ip.header_len()..)?)?;
+            return ip.finish(buffer, len);
+        }
         let outgoing = self
             .endpoint
             .poll_transmit(now, buffer.get_mut(ip.header_len()..)?)?;

@@ -3,15 +3,19 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`relay`] | the relay between the hosts |
 //! | [`rng`] | the seeded source of randomness |
 //! | [`link`] | one direction of a link |
 //! | [`host`] | sockets with a scripted application |
 //! | [`world`] | topology and clock |
 //! | [`goodput`] | bulk transfer against the bound |
+//! | [`scenario`] | random scenarios |
 #![forbid(unsafe_code)]
 
 pub mod goodput;
 pub mod host;
 pub mod link;
+pub mod relay;
 pub mod rng;
+pub mod scenario;
 pub mod world;

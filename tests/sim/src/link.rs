@@ -9,6 +9,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use towpath_base::Instant;
+use towpath_tcp::packet::TcpPacket;
 
 use crate::rng::SimRng;
 
@@ -178,6 +179,7 @@ impl Link {
     pub fn push(&mut self, now: Instant, packet: Vec<u8>) {
         let len = packet.len() as u64;
         self.report.offered += 1;
+        trace(now, &packet);
         let waiting = self.busy_until.saturating_since(now);
         let queued = (waiting.as_secs_f64() * self.config.rate as f64 / 8.0) as u64;
         self.report.queue_sum += queued;
@@ -234,6 +236,27 @@ impl Link {
             return None;
         }
         self.arrivals.pop().map(|Reverse(arrival)| arrival.packet)
+    }
+}
+
+/// With `TOWPATH_SIM_TRACE` set, every packet that enters a link is printed.
+fn trace(now: Instant, packet: &[u8]) {
+    static ON: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| std::env::var_os("TOWPATH_SIM_TRACE").is_some());
+    if *ON && let Ok(packet) = TcpPacket::parse(packet) {
+        let header = &packet.segment.header;
+        println!(
+            "{:12.6} {} > {} seq {} len {} ack {} flags {:02x} win {} sack {:?}",
+            now.as_nanos() as f64 / 1e9,
+            packet.source,
+            packet.destination,
+            header.seq.0,
+            packet.segment.payload.len(),
+            header.ack.0,
+            header.flags.0,
+            header.window,
+            header.options.sack.as_slice(),
+        );
     }
 }
 

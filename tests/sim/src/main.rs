@@ -3,13 +3,49 @@
 use std::time::Duration;
 
 use towpath_sim::goodput::{Bulk, bulk};
+use towpath_sim::scenario::{Scenario, Topology};
 use towpath_tcp::Algorithm;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("goodput") => goodput(arguments.next().and_then(|text| text.parse().ok()).unwrap_or(30)),
-        _ => eprintln!("usage: towpath-sim goodput [SECONDS]"),
+        Some("scenarios") => {
+            let mut number = |default| {
+                arguments
+                    .next()
+                    .and_then(|text| text.parse().ok())
+                    .unwrap_or(default)
+            };
+            let (first, count) = (number(0), number(1000));
+            scenarios(first, count);
+        }
+        _ => eprintln!("usage: towpath-sim goodput [SECONDS] | scenarios [FIRST] [COUNT]"),
+    }
+}
+
+/// Runs scenarios over every topology and lists all failures.
+fn scenarios(first: u64, count: u64) {
+    for topology in [Topology::Direct, Topology::Split] {
+        let start = std::time::Instant::now();
+        let mut failures = 0;
+        let mut time = Duration::ZERO;
+        for seed in first..first + count {
+            match Scenario::random(seed, topology).run() {
+                Ok(summary) => time += summary.time,
+                Err(error) => {
+                    failures += 1;
+                    println!(
+                        "{topology:?} seed {seed}: {}",
+                        error.chars().take(300).collect::<String>()
+                    );
+                }
+            }
+        }
+        let took = start.elapsed();
+        println!(
+            "{topology:?}: {count} scenarios, {failures} failures, {took:.1?} for {time:.0?} of virtual time"
+        );
     }
 }
 

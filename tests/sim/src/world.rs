@@ -8,6 +8,7 @@
 //! Without a middle there is one link in each direction.
 
 use towpath_base::Instant;
+use towpath_tcp::Endpoint;
 use towpath_tcp::packet::TcpPacket;
 
 use crate::host::Socket;
@@ -54,6 +55,8 @@ pub struct World {
     pub now: Instant,
     /// Events handled.
     pub steps: u64,
+    /// Snapshots and restores every endpoint each time this many steps have passed.
+    pub restore_every: u64,
     buffer: Vec<u8>,
 }
 
@@ -74,6 +77,7 @@ impl World {
             middle,
             now: Instant::ZERO,
             steps: 0,
+            restore_every: u64::MAX,
             buffer: vec![0; 65_600],
         }
     }
@@ -126,6 +130,21 @@ impl World {
         Ok(())
     }
 
+    /// Every endpoint goes through its snapshot and must come back the same.
+    fn restore(&mut self) -> Result<(), String> {
+        let now = self.now;
+        for socket in self.a.iter_mut().chain(&mut self.b) {
+            let bytes = socket.endpoint.snapshot(now);
+            let restored = Endpoint::restore(now, &bytes)
+                .map_err(|error| format!("snapshot of {:?}: {error:?}", socket.endpoint.state()))?;
+            if restored != socket.endpoint {
+                return Err(format!("snapshot differs: {restored:?} {:?}", socket.endpoint));
+            }
+            socket.endpoint = restored;
+        }
+        Ok(())
+    }
+
     fn next_event(&self) -> Option<Instant> {
         let links = self.up.iter().chain(&self.down).filter_map(Link::next_arrival);
         let sockets = self.a.iter().chain(&self.b).filter_map(Socket::next_deadline);
@@ -139,6 +158,9 @@ impl World {
         loop {
             self.steps += 1;
             self.settle()?;
+            if self.steps.is_multiple_of(self.restore_every) {
+                self.restore()?;
+            }
             if done(self) {
                 return Ok(());
             }

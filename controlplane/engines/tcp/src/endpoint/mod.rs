@@ -526,8 +526,10 @@ impl Endpoint {
             return;
         }
         match self.state {
-            State::Listen | State::SynSent => self.finish(Closed::Aborted),
-            State::SynReceived => self.fin = Some(self.outgoing.end()),
+            State::Listen => self.finish(Closed::Aborted),
+            // RFC 9293 §3.10.4 deletes a connection in SYN-SENT; the relay has promised to deliver what was
+            // written, so here the FIN waits as it does in SYN-RECEIVED. `abort` deletes.
+            State::SynSent | State::SynReceived => self.fin = Some(self.outgoing.end()),
             State::Established | State::CloseWait => {
                 self.fin = Some(self.outgoing.end());
                 self.state = self.state.after_close();
@@ -553,6 +555,8 @@ impl Endpoint {
         self.closed = Some(closed);
         self.timers.clear_all();
         self.owed = Owed::default();
+        self.sent = Scoreboard::default();
+        self.outgoing = SendBuffer::new(0);
         self.pending.closed = true;
     }
 

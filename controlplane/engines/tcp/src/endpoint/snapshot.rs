@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use towpath_base::Instant;
 
-use super::{Endpoint, Scratch};
+use super::{Endpoint, Scratch, State};
 use crate::codec::{Codec, Reader, RestoreError, Writer};
 
 /// First bytes of a snapshot.
@@ -77,6 +77,12 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// For an endpoint decoded on its own: its timestamp clock goes on from `then` of the old machine at
+    /// `now` of this one.
+    pub(crate) const fn rebase_clock(&mut self, then: Instant, now: Instant) {
+        self.paws.rebase(self.paws.clock(then), now);
+    }
+
     /// Refuses what no running connection can be, so that the rest of the code need not doubt it.
     fn validate(&self) -> Result<(), RestoreError> {
         let check = |valid: bool, what: &'static str| {
@@ -87,6 +93,13 @@ impl Endpoint {
             }
         };
         let bound = 1_u64 << 62;
+        if self.state == State::Closed {
+            check(
+                self.closed.is_some() && self.next < bound && self.unacknowledged < bound,
+                "state",
+            )?;
+            return check(self.incoming.valid(), "receive buffer");
+        }
         check(
             self.unacknowledged <= self.next && self.next < bound,
             "send sequence",
