@@ -3,11 +3,29 @@
 use std::time::Duration;
 
 use towpath_base::Instant;
+use towpath_tcp::relay::Side;
+use towpath_tcp::relay::snoop::SnoopConfig;
+use towpath_tcp::relay::split::{SideConfig, SplitConfig};
 use towpath_tcp::{Algorithm, Config};
 
 use crate::host::{Script, Socket};
 use crate::link::{Link, LinkConfig, Loss};
-use crate::world::World;
+use crate::relay::{SnoopMiddle, SplitMiddle};
+use crate::world::{Middle, World};
+
+/// What stands between sender and receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Nothing: `algorithm` works end to end.
+    Direct,
+    /// A split relay: CUBIC before it, `algorithm` behind it.
+    Split,
+    /// Snoop: `algorithm` works end to end.
+    Snoop,
+}
+
+/// Round trip between sender and relay.
+const WIRED_RTT: Duration = Duration::from_millis(10);
 
 /// A bulk transfer over a lossy link.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +40,8 @@ pub struct Bulk {
     pub queue_bdp: f64,
     /// Congestion control of the sender.
     pub algorithm: Algorithm,
+    /// What stands in between.
+    pub path: Path,
     /// Length of the measurement.
     pub time: Duration,
     /// Seed.
@@ -50,34 +70,45 @@ pub struct BulkResult {
 /// Share of a packet that is data: MSS without timestamps ÷ packet, IPv4.
 pub const EFFICIENCY: f64 = 1448.0 / 1500.0;
 
-/// Runs a transfer.
-pub fn bulk(setup: Bulk) -> BulkResult {
-    let bdp = setup.rate as f64 / 8.0 * setup.rtt.as_secs_f64();
+/// The world of a transfer, and which of its links towards the receiver is the radio.
+fn world_of(setup: Bulk, bdp: f64) -> (World, usize) {
+    let relayed = setup.path != Path::Direct;
+    let wired = if relayed { WIRED_RTT } else { Duration::ZERO };
+    let delay = setup.rtt.saturating_sub(wired) / 2;
     let data = LinkConfig {
         rate: setup.rate,
-        delay: setup.rtt / 2,
+        delay,
         queue: ((bdp * setup.queue_bdp) as u64).max(30_000),
         loss: Loss::Random(setup.loss),
         ..LinkConfig::default()
     };
     let acks = LinkConfig {
-        delay: setup.rtt / 2,
+        delay,
         ..LinkConfig::default()
     };
     let limit = ((bdp * 6.0) as usize).max(4 << 20);
     let config = Config {
-        local_port: 1000,
-        remote_port: 80,
         algorithm: setup.algorithm,
         send_limit: limit,
         receive_limit: limit,
         receive_initial: limit / 4,
         ..Config::default()
     };
+    let own = if setup.path == Path::Split {
+        Algorithm::Cubic
+    } else {
+        setup.algorithm
+    };
+    let local = Config {
+        local_port: 1000,
+        remote_port: 80,
+        algorithm: own,
+        ..config.clone()
+    };
     let remote = Config {
         local_port: 80,
         remote_port: 1000,
-        ..config.clone()
+        ..local.clone()
     };
     let (left, right) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
     let sender = Script::sending(setup.seed, u64::MAX >> 8);
@@ -85,11 +116,59 @@ pub fn bulk(setup: Bulk) -> BulkResult {
         close_after_read: Some(u64::MAX),
         ..Script::sending(1, 0)
     };
-    let a = Socket::connect(Instant::ZERO, config, 7, left, right, (sender.clone(), &receiver));
+    let a = Socket::connect(Instant::ZERO, local, 7, left, right, (sender.clone(), &receiver));
     let b = Socket::listen(Instant::ZERO, remote, 9, right, left, (receiver, &sender));
-    let up = Link::new(data, setup.seed);
-    let down = Link::new(acks, setup.seed + 1);
-    let mut world = World::new(vec![a], vec![b], vec![up], vec![down], None);
+    let wire = LinkConfig {
+        rate: 1_000_000_000,
+        delay: wired / 2,
+        queue: 4 << 20,
+        ..LinkConfig::default()
+    };
+    let link = |config: &LinkConfig, salt| Link::new(config.clone(), setup.seed + salt);
+    let middle: Option<Box<dyn Middle>> = match setup.path {
+        Path::Direct => None,
+        Path::Snoop => {
+            let snoop = SnoopConfig {
+                flow_cache: limit,
+                ..SnoopConfig::default()
+            };
+            Some(Box::new(SnoopMiddle::new(snoop, Side::Network)))
+        }
+        Path::Split => {
+            let network = Config {
+                algorithm: Algorithm::Cubic,
+                ..config.clone()
+            };
+            let side = |connection| SideConfig {
+                mtu: 1500,
+                connection,
+            };
+            let split = SplitConfig {
+                terminal: side(config),
+                network: side(network),
+                ..SplitConfig::default()
+            };
+            Some(Box::new(SplitMiddle::new(split, Side::Network, [1, 2], u64::MAX)))
+        }
+    };
+    if relayed {
+        let (up, down) = (
+            vec![link(&wire, 0), link(&data, 1)],
+            vec![link(&acks, 2), link(&wire, 3)],
+        );
+        (World::new(vec![a], vec![b], up, down, middle), 1)
+    } else {
+        (
+            World::new(vec![a], vec![b], vec![link(&data, 0)], vec![link(&acks, 1)], None),
+            0,
+        )
+    }
+}
+
+/// Runs a transfer.
+pub fn bulk(setup: Bulk) -> BulkResult {
+    let bdp = setup.rate as f64 / 8.0 * setup.rtt.as_secs_f64();
+    let (mut world, radio) = world_of(setup, bdp);
     let mut first_megabyte = None;
     let end = Instant::ZERO + setup.time;
     let outcome = world.run(end, |world| {
@@ -101,7 +180,7 @@ pub fn bulk(setup: Bulk) -> BulkResult {
     assert_eq!(outcome, Ok(()), "simulation");
     assert_eq!(world.b[0].fault, None, "stream");
     let goodput = world.b[0].read as f64 * 8.0 / setup.time.as_secs_f64();
-    let report = world.up[0].report();
+    let report = world.up[radio].report();
     let stats = world.a[0].endpoint.stats();
     BulkResult {
         ratio: goodput / (setup.rate as f64 * (1.0 - setup.loss) * EFFICIENCY),
@@ -127,6 +206,7 @@ mod tests {
                 loss: 0.0,
                 queue_bdp: 1.0,
                 algorithm,
+                path: Path::Direct,
                 time: Duration::from_secs(8),
                 seed: 1,
             });

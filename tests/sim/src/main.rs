@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use towpath_sim::goodput::{Bulk, bulk};
+use towpath_sim::goodput::{Bulk, Path, bulk};
 use towpath_sim::scenario::{Scenario, Topology};
 use towpath_tcp::Algorithm;
 
@@ -26,7 +26,7 @@ fn main() {
 
 /// Runs scenarios over every topology and lists all failures.
 fn scenarios(first: u64, count: u64) {
-    for topology in [Topology::Direct, Topology::Split] {
+    for topology in [Topology::Direct, Topology::Split, Topology::Snoop] {
         let start = std::time::Instant::now();
         let mut failures = 0;
         let mut time = Duration::ZERO;
@@ -51,22 +51,29 @@ fn scenarios(first: u64, count: u64) {
 
 /// Goodput ÷ bound for every congestion control, round trip and loss.
 fn goodput(seconds: u64) {
-    println!("rtt ms  loss %  algorithm  ratio   Mb/s  rtx/loss  queue BDP  drops  timeouts  1 MB s");
+    println!("rtt ms  loss %  algorithm      ratio   Mb/s  rtx/loss  queue BDP  drops  timeouts  1 MB s");
     for (rtt, rate) in [(40, 50_000_000), (100, 50_000_000), (600, 20_000_000)] {
         for percent in [0, 1, 2, 5] {
-            for algorithm in [Algorithm::Cubic, Algorithm::Bbr, Algorithm::Radio] {
+            for (path, algorithm) in [
+                (Path::Direct, Algorithm::Cubic),
+                (Path::Direct, Algorithm::Bbr),
+                (Path::Direct, Algorithm::Radio),
+                (Path::Split, Algorithm::Radio),
+                (Path::Snoop, Algorithm::Cubic),
+            ] {
                 let result = bulk(Bulk {
                     rate,
                     rtt: Duration::from_millis(rtt),
                     loss: f64::from(percent) / 100.0,
                     queue_bdp: 1.0,
                     algorithm,
+                    path,
                     time: Duration::from_secs(seconds),
                     seed: 1,
                 });
                 println!(
-                    "{rtt:6}  {percent:6}  {:9}  {:5.3}  {:5.1}  {:8.2}  {:9.2}  {:5}  {:8}  {:6.2}",
-                    format!("{algorithm:?}"),
+                    "{rtt:6}  {percent:6}  {:13}  {:5.3}  {:5.1}  {:8.2}  {:9.2}  {:5}  {:8}  {:6.2}",
+                    format!("{path:?} {algorithm:?}"),
                     result.ratio,
                     result.goodput / 1e6,
                     result.retransmit_ratio,

@@ -1,32 +1,43 @@
-//! The relay as the middle of a world: the terminal on the left, the network on the right.
+//! The relay as the middle of a world.
+
+use std::collections::VecDeque;
 
 use towpath_base::Instant;
-use towpath_tcp::IsnSecret;
+use towpath_tcp::packet::TcpPacket;
+use towpath_tcp::relay::snoop::{Original, SnoopConfig, SnoopRelay, SnoopStats, blank_sack};
 use towpath_tcp::relay::split::{SplitConfig, SplitRelay};
 use towpath_tcp::relay::{Side, Verdict};
+use towpath_tcp::segment::Flags;
+use towpath_tcp::{IsnSecret, SeqNum};
 
 use crate::world::{Middle, Towards};
 
-const fn side_of(towards: Towards) -> Side {
+/// The side that lies towards `towards`, if `left` lies towards A; works both ways.
+const fn side_of(left: Side, towards: Towards) -> Side {
     match towards {
-        Towards::A => Side::Terminal,
-        Towards::B => Side::Network,
+        Towards::A => left,
+        Towards::B => left.opposite(),
     }
 }
 
-const fn towards(side: Side) -> Towards {
-    match side {
-        Side::Terminal => Towards::A,
-        Side::Network => Towards::B,
+fn towards(left: Side, side: Side) -> Towards {
+    if side == left { Towards::A } else { Towards::B }
+}
+
+const fn across(towards: Towards) -> Towards {
+    match towards {
+        Towards::A => Towards::B,
+        Towards::B => Towards::A,
     }
 }
 
 /// A gateway that splits every connection, and may hand all of them to a successor now and then.
 pub struct SplitMiddle {
     relay: SplitRelay,
+    left: Side,
     config: SplitConfig,
     secret: [u64; 2],
-    passed: Vec<(Towards, Vec<u8>)>,
+    passed: VecDeque<(Towards, Vec<u8>)>,
     buffer: Vec<u8>,
     /// Hands over each time this many packets arrived.
     handoff_every: u64,
@@ -34,13 +45,14 @@ pub struct SplitMiddle {
 }
 
 impl SplitMiddle {
-    /// A gateway; `handoff_every` counts packets, `u64::MAX` for never.
-    pub fn new(config: SplitConfig, secret: [u64; 2], handoff_every: u64) -> Self {
+    /// A gateway with `left` towards A; `handoff_every` counts packets, `u64::MAX` for never.
+    pub fn new(config: SplitConfig, left: Side, secret: [u64; 2], handoff_every: u64) -> Self {
         Self {
             relay: SplitRelay::new(config.clone(), IsnSecret(secret)),
+            left,
             config,
             secret,
-            passed: Vec::new(),
+            passed: VecDeque::new(),
             buffer: vec![0; 65_600],
             handoff_every,
             packets: 0,
@@ -70,25 +82,23 @@ impl Middle for SplitMiddle {
         if self.packets.is_multiple_of(self.handoff_every) {
             self.hand_off(now);
         }
-        match self.relay.handle_input(now, side_of(from), packet) {
+        match self.relay.handle_input(now, side_of(self.left, from), packet) {
             Verdict::Pass | Verdict::PassWithoutSack => {
-                let to = if from == Towards::A {
-                    Towards::B
-                } else {
-                    Towards::A
-                };
-                self.passed.push((to, packet.to_vec()));
+                self.passed.push_back((across(from), packet.to_vec()));
             }
             Verdict::Consumed | Verdict::Drop => {}
         }
     }
 
     fn transmit(&mut self, now: Instant) -> Option<(Towards, Vec<u8>)> {
-        if let Some(passed) = self.passed.pop() {
+        if let Some(passed) = self.passed.pop_front() {
             return Some(passed);
         }
         let transmit = self.relay.poll_transmit(now, &mut self.buffer)?;
-        Some((towards(transmit.to), self.buffer[..transmit.len].to_vec()))
+        Some((
+            towards(self.left, transmit.to),
+            self.buffer[..transmit.len].to_vec(),
+        ))
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -97,5 +107,99 @@ impl Middle for SplitMiddle {
 
     fn timeout(&mut self, now: Instant) {
         self.relay.handle_timeout(now);
+    }
+}
+
+/// A gateway that snoops on every connection. It checks what it is there to keep: that no acknowledgment
+/// reaches the network that the terminal has not sent.
+pub struct SnoopMiddle {
+    relay: SnoopRelay,
+    left: Side,
+    passed: VecDeque<(Towards, Vec<u8>)>,
+    /// Highest acknowledgment the terminal sent, and the highest that went on.
+    acknowledged: Option<SeqNum>,
+    forwarded: Option<SeqNum>,
+}
+
+impl SnoopMiddle {
+    /// A gateway with `left` towards A.
+    pub fn new(config: SnoopConfig, left: Side) -> Self {
+        Self {
+            relay: SnoopRelay::new(config),
+            left,
+            passed: VecDeque::new(),
+            acknowledged: None,
+            forwarded: None,
+        }
+    }
+
+    /// What Snoop did.
+    pub const fn stats(&self) -> &SnoopStats {
+        self.relay.stats()
+    }
+}
+
+fn raise(highest: &mut Option<SeqNum>, packet: &[u8]) {
+    if let Ok(packet) = TcpPacket::parse(packet)
+        && packet.segment.header.flags.has(Flags::ACK)
+        && !packet.segment.header.flags.has(Flags::RST)
+        && highest.is_none_or(|old| packet.segment.header.ack.after(old))
+    {
+        *highest = Some(packet.segment.header.ack);
+    }
+}
+
+impl Middle for SnoopMiddle {
+    fn input(&mut self, now: Instant, from: Towards, packet: &[u8]) {
+        let side = side_of(self.left, from);
+        if side == Side::Terminal {
+            raise(&mut self.acknowledged, packet);
+        }
+        let mut packet = packet.to_vec();
+        match self.relay.handle_input(
+            now,
+            side,
+            &packet,
+            Original {
+                bytes: &packet,
+                replay: None,
+            },
+        ) {
+            Verdict::PassWithoutSack => {
+                blank_sack(&mut packet);
+                self.passed.push_back((across(from), packet));
+            }
+            Verdict::Pass => self.passed.push_back((across(from), packet)),
+            Verdict::Consumed | Verdict::Drop => {}
+        }
+    }
+
+    fn transmit(&mut self, now: Instant) -> Option<(Towards, Vec<u8>)> {
+        if let Some((to, packet)) = self.passed.pop_front() {
+            if side_of(self.left, to) == Side::Network {
+                raise(&mut self.forwarded, &packet);
+            }
+            return Some((to, packet));
+        }
+        let repeat = self.relay.poll_transmit(now)?;
+        Some((towards(self.left, Side::Terminal), repeat.original.bytes.to_vec()))
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.relay.poll_timeout()
+    }
+
+    fn timeout(&mut self, now: Instant) {
+        self.relay.handle_timeout(now);
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        match (self.forwarded, self.acknowledged) {
+            (Some(forwarded), Some(acknowledged)) if forwarded.after(acknowledged) => {
+                Err("an acknowledgment the terminal never sent".into())
+            }
+            (Some(_), None) => Err("an acknowledgment before the terminal's first".into()),
+            _ => Ok(()),
+        }
     }
 }

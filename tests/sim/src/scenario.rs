@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use towpath_base::Instant;
+use towpath_tcp::relay::Side;
+use towpath_tcp::relay::snoop::SnoopConfig;
 use towpath_tcp::relay::split::{Handshake, SideConfig, SplitConfig};
 use towpath_tcp::{Algorithm, Closed, Config, Endpoint};
 
 use crate::host::{Script, Socket};
 use crate::link::{Link, LinkConfig, Loss};
-use crate::relay::SplitMiddle;
+use crate::relay::{SnoopMiddle, SplitMiddle};
 use crate::rng::SimRng;
 use crate::world::{Middle, World};
 
@@ -20,6 +22,8 @@ pub enum Topology {
     Direct,
     /// A split relay.
     Split,
+    /// Snoop.
+    Snoop,
 }
 
 /// A scenario in full; printing it explains a failure.
@@ -205,6 +209,14 @@ impl Scenario {
     fn middle(&self) -> Option<Box<dyn Middle>> {
         match self.topology {
             Topology::Direct => None,
+            Topology::Snoop => {
+                let config = SnoopConfig {
+                    flow_cache: self.relay[0].send_limit,
+                    may_modify: self.handshake == Handshake::Early,
+                    ..SnoopConfig::default()
+                };
+                Some(Box::new(SnoopMiddle::new(config, Side::Terminal)))
+            }
             Topology::Split => {
                 let [terminal, network] = self.relay.clone();
                 let config = SplitConfig {
@@ -221,6 +233,7 @@ impl Scenario {
                 };
                 Some(Box::new(SplitMiddle::new(
                     config,
+                    Side::Terminal,
                     [self.seed, 1],
                     self.restore_every,
                 )))
@@ -256,7 +269,8 @@ impl Scenario {
             {
                 return Err(format!("{name}: {fault:?} at {:?}", world.now));
             }
-            if !aborts && !(socket.is_complete() && socket.ended == Some(Closed::Finished)) {
+            let complete = socket.is_complete() && socket.ended == Some(Closed::Finished);
+            if !aborts && !complete {
                 return Err(format!(
                     "{name}: stalled at {:?}: {:?}, {:?}, ended {:?}, read {}, written {}, end {}",
                     world.now,
@@ -310,6 +324,15 @@ mod tests {
     fn a_split_connection_delivers_both_streams_whatever_the_network_does() {
         assert!(
             run_many(Topology::Split, 0, 150)
+                .map_err(|error| panic!("{error}"))
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_snooped_connection_delivers_both_streams_and_nothing_is_acknowledged_for_the_terminal() {
+        assert!(
+            run_many(Topology::Snoop, 0, 150)
                 .map_err(|error| panic!("{error}"))
                 .is_ok()
         );
