@@ -91,7 +91,7 @@ fn world_of(setup: Bulk, bdp: f64) -> (World, usize) {
         algorithm: setup.algorithm,
         send_limit: limit,
         receive_limit: limit,
-        receive_initial: limit / 4,
+        receive_initial: limit / 2,
         ..Config::default()
     };
     let own = if setup.path == Path::Split {
@@ -171,7 +171,16 @@ pub fn bulk(setup: Bulk) -> BulkResult {
     let (mut world, radio) = world_of(setup, bdp);
     let mut first_megabyte = None;
     let end = Instant::ZERO + setup.time;
+    let mut next = Instant::ZERO;
     let outcome = world.run(end, |world| {
+        if std::env::var_os("TOWPATH_SIM_FLOW").is_some() && world.now >= next {
+            next = world.now + Duration::from_millis(200);
+            let e = &world.a[0].endpoint;
+            let text = format!("{:?}", e.controller());
+            let phase = text.split("phase: ").nth(1).and_then(|t| t.split(',').next()).unwrap_or("");
+            let floor = text.split("floor: LossFloor { floor: ").nth(1).and_then(|t| t.split(',').next()).unwrap_or("");
+            println!("{:8.3} {phase:8} cwnd {:8} inflight {:8} pace {:6.2} Mb/s srtt {:?} floor {floor} read {:5.2} Mb rtx {}", world.now.as_nanos() as f64/1e9, e.controller().window(), e.in_flight(), e.controller().pacing_rate(e.smoothed_rtt()) as f64*8.0/1e6, e.smoothed_rtt(), world.b[0].read as f64*8.0/1e6, e.stats().retransmits);
+        }
         if first_megabyte.is_none() && world.b[0].read >= 1 << 20 {
             first_megabyte = Some(world.now.saturating_since(Instant::ZERO));
         }

@@ -20,6 +20,21 @@ fn main() {
             let (first, count) = (number(0), number(1000));
             scenarios(first, count);
         }
+        Some("one") => {
+            let mut n = |d: u64| arguments.next().and_then(|t| t.parse().ok()).unwrap_or(d);
+            let (rtt, rate, percent, secs) = (n(40), n(50), n(1), n(20));
+            let r = bulk(Bulk {
+                rate: rate * 1_000_000,
+                rtt: Duration::from_millis(rtt),
+                loss: percent as f64 / 100.0,
+                queue_bdp: 1.0,
+                algorithm: Algorithm::Radio,
+                path: Path::Direct,
+                time: Duration::from_secs(secs),
+                seed: 1,
+            });
+            println!("{r:?}");
+        }
         _ => eprintln!("usage: towpath-sim goodput [SECONDS] | scenarios [FIRST] [COUNT]"),
     }
 }

@@ -59,6 +59,8 @@ pub(super) struct Judgement {
     pub(super) too_high: bool,
     /// Losses of this acknowledgment are a sign of congestion.
     pub(super) congestive: bool,
+    /// The newest round trips show a queue: STARTUP is over.
+    pub(super) queue: bool,
     /// Pace multiplier, percent, against loss and rounding.
     pub(super) pace_percent_x100: u64,
     /// The shortest round trip is confirmed without draining the path.
@@ -94,6 +96,8 @@ pub(super) struct Core {
     up_growth: u64,
     window: u64,
     prior_window: u64,
+    /// Highest pace of STARTUP: it never falls there (BBRSetPacingRateWithGain).
+    startup_pace: u64,
     pace_percent_x100: u64,
     noise: u32,
 }
@@ -124,6 +128,7 @@ record!(Core {
     up_growth,
     window,
     prior_window,
+    startup_pace,
     pace_percent_x100,
     noise,
 });
@@ -157,6 +162,7 @@ impl Core {
             up_growth: mss,
             window: initial,
             prior_window: 0,
+            startup_pace: 0,
             pace_percent_x100: 9_900,
             noise: 0x9e37_79b9,
         }
@@ -182,8 +188,10 @@ impl Core {
         self.bandwidth.get()
     }
 
-    pub(super) const fn set_window(&mut self, window: u64) {
+    /// Begins with another window than was said at first.
+    pub(super) const fn set_initial(&mut self, window: u64) {
         self.window = window;
+        self.initial = window;
     }
 
     /// A path known from before: begin near its rate instead of searching for it.
@@ -222,7 +230,9 @@ impl Core {
         let rate = u128::from(bandwidth) * u128::from(gain) * u128::from(compensation) / 1_000_000;
         // Until the path is full the pace never falls: samples of short flights say little.
         let floor = match smoothed_rtt {
-            Some(rtt) if !self.full => rate_of(self.initial, rtt),
+            Some(rtt) if !self.full => self
+                .startup_pace
+                .max(rate_of(self.initial.saturating_mul(gain) / 100, rtt)),
             _ => self.mss,
         };
         u64::try_from(rate).unwrap_or(u64::MAX).max(floor)
@@ -232,6 +242,9 @@ impl Core {
         self.pace_percent_x100 = judgement.pace_percent_x100;
         self.update_signals(event, judgement);
         self.update_long_term(event, judgement);
+        if self.phase == Phase::Startup {
+            self.startup_pace = self.startup_pace.max(self.pacing_rate(event.smoothed_rtt));
+        }
         match self.phase {
             Phase::Startup => self.check_full(event, judgement),
             Phase::Drain if event.in_flight <= self.bdp(100) => self.enter_down(event.now),
@@ -317,6 +330,12 @@ impl Core {
         }
         if self.full {
             self.phase = Phase::Drain;
+        } else if judgement.queue {
+            // The queue tells rounds earlier what the plateau tells. Samples still average over the time
+            // before it: one gentle round gives the filter the full rate.
+            self.full = true;
+            self.phase = Phase::Up;
+            self.cycle_at = event.now;
         }
     }
 
@@ -505,6 +524,7 @@ impl Bbr {
             Judgement {
                 too_high,
                 congestive: true,
+                queue: false,
                 pace_percent_x100: 9_900,
                 min_rtt_confirmed: false,
             },

@@ -14,7 +14,7 @@
 //! * **Guards kept from BBR:** an ECN mark is always congestion; the window is bounded by the
 //!   bandwidth-delay product; the queue is drained every cycle; the round trip is measured again when
 //!   10 s passed without a sample near the minimum.
-//! * **Fast start:** on a path of more than 50 ms the initial window grows with the round trip, up to
+//! * **Fast start:** on a path of more than 25 ms the initial window grows with the round trip, up to
 //!   eightfold, paced; on a path known from before sending starts at three quarters of the remembered rate.
 
 use core::time::Duration;
@@ -48,6 +48,9 @@ struct LossFloor {
     /// Smallest round trip of this round and of the last.
     round_min: Option<Duration>,
     last_min: Option<Duration>,
+    /// Smallest round trip of the last eight samples begun, and of the eight before.
+    newest: (Option<Duration>, Option<Duration>),
+    samples: u8,
 }
 record!(LossFloor {
     floor,
@@ -58,7 +61,9 @@ record!(LossFloor {
     sent_draining,
     was_draining,
     round_min,
-    last_min
+    last_min,
+    newest,
+    samples
 });
 
 /// True when `rtt` shows a queue on a path of `min`.
@@ -67,6 +72,26 @@ fn grown(rtt: Duration, min: Duration) -> bool {
 }
 
 impl LossFloor {
+    fn on_sample(&mut self, rtt: Duration) {
+        let lower = |min: Option<Duration>| Some(min.map_or(rtt, |min| min.min(rtt)));
+        self.round_min = lower(self.round_min);
+        self.newest.0 = lower(self.newest.0);
+        self.samples += 1;
+        if self.samples >= 8 {
+            self.samples = 0;
+            self.newest = (None, self.newest.0);
+        }
+    }
+
+    /// Every one of the newest samples shows a queue.
+    fn queue_now(&self, min_rtt: Option<Duration>) -> bool {
+        let (present, before) = self.newest;
+        let Some((before, min)) = before.zip(min_rtt) else {
+            return false;
+        };
+        grown(before.min(present.unwrap_or(before)), min)
+    }
+
     fn on_round(&mut self, phase: Phase, min_rtt: Option<Duration>) {
         self.last_min = self.round_min.take().or(self.last_min);
         let quiet = self
@@ -140,7 +165,7 @@ impl Radio {
         if core::mem::replace(&mut self.started, true) {
             return;
         }
-        let fold = u64::try_from(rtt.as_millis() / 50).unwrap_or(1).clamp(1, 8);
+        let fold = u64::try_from(rtt.as_millis() / 25).unwrap_or(1).clamp(1, 8);
         let mut window = self.initial.saturating_mul(fold);
         if let Some(memory) = self.memory
             && memory.bandwidth > 0
@@ -151,7 +176,7 @@ impl Radio {
             self.core.seed_bandwidth(rate.saturating_mul(100) / 277);
             window = window.max(bytes_in(rate, rtt));
         }
-        self.core.set_window(window);
+        self.core.set_initial(window);
     }
 
     pub(super) fn on_ack(&mut self, event: &AckEvent) {
@@ -159,7 +184,7 @@ impl Radio {
         self.floor.round_delivered += event.delivered;
         self.floor.round_lost += event.lost;
         if let Some(rtt) = event.rtt {
-            self.floor.round_min = Some(self.floor.round_min.map_or(rtt, |min| min.min(rtt)));
+            self.floor.on_sample(rtt);
         }
         let present = self.floor.round_min.or(self.floor.last_min);
         let queue = present.zip(min_rtt).is_some_and(|(rtt, min)| grown(rtt, min));
@@ -175,6 +200,7 @@ impl Radio {
         let judgement = Judgement {
             too_high: congestive,
             congestive,
+            queue: self.floor.queue_now(min_rtt),
             pace_percent_x100: 10_000 * 1_000_000 / (1_000_000 - self.floor.floor.min(MAX_FLOOR_PPM)),
             min_rtt_confirmed: confirmed,
         };

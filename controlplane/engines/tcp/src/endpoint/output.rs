@@ -178,9 +178,8 @@ impl Endpoint {
         }
         match self.new_len() {
             0 => {
-                if self.next >= self.write_end() {
-                    self.sampler.on_app_limited(in_flight);
-                }
+                // Neither a writer without data nor a peer without room says anything of the path.
+                self.sampler.on_app_limited(in_flight);
                 self.arm_persist(now);
                 None
             }
@@ -277,12 +276,8 @@ impl Endpoint {
             }
         }
         if self.config.pacing {
-            let overhead = 52;
-            self.pacer.on_send(
-                now,
-                len + overhead,
-                self.controller.pacing_rate(self.rtt.smoothed()),
-            );
+            self.pacer
+                .on_send(now, len, self.controller.pacing_rate(self.rtt.smoothed()));
         }
         self.repair.prr.on_send(len);
         self.rearm_retransmit(now);
