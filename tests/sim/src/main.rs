@@ -6,6 +6,11 @@ use towpath_sim::goodput::{Bulk, Path, bulk};
 use towpath_sim::scenario::{Scenario, Topology};
 use towpath_tcp::Algorithm;
 
+const USAGE: &str = "usage: towpath-sim goodput [SECONDS]
+       towpath-sim scenarios [FIRST] [COUNT]
+       towpath-sim bulk direct|split|snoop cubic|bbr|radio RTT_MS MBIT LOSS_PERCENT SECONDS [SEED]
+TOWPATH_SIM_TRACE=1 prints every packet, TOWPATH_SIM_FLOW=1 the sender's state five times a second.";
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
@@ -20,23 +25,42 @@ fn main() {
             let (first, count) = (number(0), number(1000));
             scenarios(first, count);
         }
-        Some("one") => {
-            let mut n = |d: u64| arguments.next().and_then(|t| t.parse().ok()).unwrap_or(d);
-            let (rtt, rate, percent, secs) = (n(40), n(50), n(1), n(20));
-            let r = bulk(Bulk {
-                rate: rate * 1_000_000,
-                rtt: Duration::from_millis(rtt),
-                loss: percent as f64 / 100.0,
-                queue_bdp: 1.0,
-                algorithm: Algorithm::Radio,
-                path: Path::Direct,
-                time: Duration::from_secs(secs),
-                seed: 1,
-            });
-            println!("{r:?}");
-        }
-        _ => eprintln!("usage: towpath-sim goodput [SECONDS] | scenarios [FIRST] [COUNT]"),
+        Some("bulk") => one(&arguments.collect::<Vec<_>>()),
+        _ => eprintln!("{USAGE}"),
     }
+}
+
+/// One transfer.
+fn one(arguments: &[String]) {
+    let [path, algorithm, rest @ ..] = arguments else {
+        return eprintln!("{USAGE}");
+    };
+    let path = match path.as_str() {
+        "split" => Path::Split,
+        "snoop" => Path::Snoop,
+        _ => Path::Direct,
+    };
+    let algorithm = match algorithm.as_str() {
+        "cubic" => Algorithm::Cubic,
+        "bbr" => Algorithm::Bbr,
+        _ => Algorithm::Radio,
+    };
+    let number = |index: usize, default: f64| {
+        rest.get(index)
+            .and_then(|text: &String| text.parse().ok())
+            .unwrap_or(default)
+    };
+    let result = bulk(Bulk {
+        rate: (number(1, 50.0) * 1e6) as u64,
+        rtt: Duration::from_secs_f64(number(0, 100.0) / 1e3),
+        loss: number(2, 1.0) / 100.0,
+        queue_bdp: 1.0,
+        algorithm,
+        path,
+        time: Duration::from_secs_f64(number(3, 20.0)),
+        seed: number(4, 1.0) as u64,
+    });
+    println!("{result:#?}");
 }
 
 /// Runs scenarios over every topology and lists all failures.

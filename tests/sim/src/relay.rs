@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use towpath_base::Instant;
 use towpath_tcp::packet::TcpPacket;
-use towpath_tcp::relay::snoop::{Original, SnoopConfig, SnoopRelay, SnoopStats, blank_sack};
+use towpath_tcp::relay::snoop::{Original, SnoopConfig, SnoopRelay, SnoopStats, apply};
 use towpath_tcp::relay::split::{SplitConfig, SplitRelay};
 use towpath_tcp::relay::{Side, Verdict};
 use towpath_tcp::segment::Flags;
@@ -83,7 +83,7 @@ impl Middle for SplitMiddle {
             self.hand_off(now);
         }
         match self.relay.handle_input(now, side_of(self.left, from), packet) {
-            Verdict::Pass | Verdict::PassWithoutSack => {
+            Verdict::Pass | Verdict::PassChanged(_) => {
                 self.passed.push_back((across(from), packet.to_vec()));
             }
             Verdict::Consumed | Verdict::Drop => {}
@@ -165,8 +165,11 @@ impl Middle for SnoopMiddle {
                 replay: None,
             },
         ) {
-            Verdict::PassWithoutSack => {
-                blank_sack(&mut packet);
+            Verdict::PassChanged(change) => {
+                assert!(
+                    apply(change, &mut packet),
+                    "an acknowledgment that cannot be changed"
+                );
                 self.passed.push_back((across(from), packet));
             }
             Verdict::Pass => self.passed.push_back((across(from), packet)),

@@ -94,6 +94,8 @@ pub(super) struct Core {
     cycle_round: u64,
     probe_wait: Duration,
     up_growth: u64,
+    /// Samples at hand are of what was sent while probing: only these can prove a flight too high.
+    probe_samples: bool,
     window: u64,
     prior_window: u64,
     /// Highest pace of STARTUP: it never falls there (BBRSetPacingRateWithGain).
@@ -126,6 +128,7 @@ record!(Core {
     cycle_round,
     probe_wait,
     up_growth,
+    probe_samples,
     window,
     prior_window,
     startup_pace,
@@ -160,6 +163,7 @@ impl Core {
             cycle_round: 0,
             probe_wait: Duration::from_secs(2),
             up_growth: mss,
+            probe_samples: true,
             window: initial,
             prior_window: 0,
             startup_pace: 0,
@@ -289,14 +293,15 @@ impl Core {
     /// `inflight_longterm`: down when a flight proves too high, up while probing shows room.
     fn update_long_term(&mut self, event: &AckEvent, judgement: Judgement) {
         let Some(sample) = event.sample else { return };
-        if judgement.too_high {
+        if judgement.too_high && self.probe_samples {
+            self.probe_samples = false;
             if !sample.app_limited {
                 self.inflight_long = Some(sample.tx_in_flight.max(self.bdp(BETA)));
             }
             if self.phase == Phase::Up {
                 self.enter_down(event.now);
             }
-        } else if let Some(long) = self.inflight_long {
+        } else if let Some(long) = self.inflight_long.filter(|_| !judgement.too_high) {
             if sample.tx_in_flight > long {
                 self.inflight_long = Some(sample.tx_in_flight);
             }
@@ -374,6 +379,7 @@ impl Core {
                 }
             }
             Phase::Refill if self.round_start => {
+                self.probe_samples = true;
                 self.phase = Phase::Up;
                 self.cycle_at = now;
                 self.full_bandwidth = self.bandwidth.get();
@@ -386,6 +392,9 @@ impl Core {
         if self.round_start {
             self.loss_in_round = false;
             self.losses_in_round = 0;
+            if matches!(self.phase, Phase::Down | Phase::Cruise) && self.rounds > self.cycle_round + 1 {
+                self.probe_samples = false;
+            }
         }
     }
 
@@ -533,8 +542,8 @@ impl Bbr {
 
     pub(super) const fn on_congestion(&mut self, _now: Instant, _in_flight: u64) {}
 
-    pub(super) fn on_timeout(&mut self, _now: Instant, in_flight: u64) {
-        self.core.on_timeout(in_flight);
+    pub(super) fn on_timeout(&mut self, _now: Instant, _prior: u64, left: u64) {
+        self.core.on_timeout(left);
     }
 
     pub(super) fn on_recovered(&mut self, _now: Instant) {

@@ -217,13 +217,14 @@ impl Cubic {
         self.carry = 0.0;
     }
 
-    pub(super) fn on_timeout(&mut self, now: Instant, in_flight: u64) {
-        let before = self.before.take().filter(|_| self.window <= self.mss);
-        self.on_congestion(now, in_flight);
+    pub(super) fn on_timeout(&mut self, now: Instant, prior: u64, left: u64) {
+        let before = self.before.take().filter(|_| self.window <= left + 2 * self.mss);
+        self.on_congestion(now, prior);
         if before.is_some() {
             self.before = before;
         }
-        self.window = self.mss;
+        // What RACK does not give up may still arrive; one segment goes beside it.
+        self.window = left + self.mss;
     }
 
     pub(super) fn on_recovered(&mut self, _now: Instant) {

@@ -122,9 +122,9 @@ impl Controller {
         each!(self, inner => inner.on_congestion(now, in_flight));
     }
 
-    /// The retransmission timer expired.
-    pub fn on_timeout(&mut self, now: Instant, in_flight: u64) {
-        each!(self, inner => inner.on_timeout(now, in_flight));
+    /// The retransmission timer expired: `prior` bytes were in flight, `left` of them are not given up.
+    pub fn on_timeout(&mut self, now: Instant, prior: u64, left: u64) {
+        each!(self, inner => inner.on_timeout(now, prior, left));
     }
 
     /// Recovery ended.

@@ -212,8 +212,8 @@ impl Radio {
 
     pub(super) const fn on_congestion(&mut self, _now: Instant, _in_flight: u64) {}
 
-    pub(super) fn on_timeout(&mut self, _now: Instant, in_flight: u64) {
-        self.core.on_timeout(in_flight);
+    pub(super) fn on_timeout(&mut self, _now: Instant, _prior: u64, left: u64) {
+        self.core.on_timeout(left);
     }
 
     pub(super) fn on_recovered(&mut self, _now: Instant) {

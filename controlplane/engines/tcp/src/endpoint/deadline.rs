@@ -67,7 +67,18 @@ impl Endpoint {
             return;
         }
         self.stats.timeouts += 1;
+        self.suspect_black_hole();
         self.enter_timeout_recovery(now);
+    }
+
+    /// Segments that never get through may be too long for a path that does not say so: try shorter ones
+    /// (RFC 4821 §7.7).
+    fn suspect_black_hole(&mut self) {
+        match self.failures {
+            3 => self.set_path_mss(1220),
+            6 => self.set_path_mss(536),
+            _ => {}
+        }
     }
 
     /// RFC 6298 §5.4 to §5.6, RFC 8985 §6.3, RFC 5682 §2.1.
@@ -98,7 +109,8 @@ impl Endpoint {
         }
         self.repair.phase = Recovery::Timeout;
         self.repair.duplicates = 0;
-        self.controller.on_timeout(now, in_flight);
+        self.controller
+            .on_timeout(now, in_flight, self.in_flight_estimate());
         self.tail_probe.cancel();
         self.owed.tail_probe = false;
         self.last_progress = now;

@@ -106,8 +106,8 @@ pub enum Verdict {
     Consumed,
     /// Not the relay's: forward it untouched.
     Pass,
-    /// Forward it, but with the SACK option blanked; see [`snoop::blank_sack`].
-    PassWithoutSack,
+    /// Forward it, changed by [`snoop::apply`].
+    PassChanged(snoop::Change),
     /// Broken: drop it.
     Drop,
 }

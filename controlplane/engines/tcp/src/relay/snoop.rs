@@ -4,6 +4,10 @@
 //! * An acknowledgment of the terminal that asks for a segment in the cache makes the relay send it again,
 //!   and does not reach the peer: duplicates are kept back, the SACK option is blanked where the class
 //!   permits changing a packet. The peer sees a link that loses nothing.
+//! * **The window is shaped** where the class permits: the peer is granted what fills the radio and no more,
+//!   so that its window, which no loss ever halves, does not fill the radio's queue instead.
+//! * While the radio's queue is long all the same, losses are congestion: nothing is repaired or kept back,
+//!   and the peer slows down as it should.
 //! * What is not in the cache was lost before the gateway: the peer hears of it at once.
 //! * **The relay never acknowledges.** Every acknowledgment the peer sees was sent by the terminal, and says
 //!   no more than the terminal said.
@@ -22,7 +26,7 @@ use towpath_base::Instant;
 use super::{FlowKey, Side, Verdict};
 use crate::packet::{NotTcp, TcpPacket};
 use crate::rto::RttEstimator;
-use crate::segment::{Flags, HEADER_LEN};
+use crate::segment::{Flags, HEADER_LEN, MAX_OPTIONS_LEN};
 use crate::seq::{Offset, SeqNum, SeqSpace};
 
 /// Where a flow's offsets begin: room for numbers below the first one seen.
@@ -46,7 +50,7 @@ pub struct SnoopConfig {
     /// Forget a connection silent for this long.
     pub idle_timeout: Duration,
     /// The class permits changing a packet: the SACK option of acknowledgments is blanked while the cache
-    /// can repair what they report.
+    /// can repair what they report, and the window is shaped.
     pub may_modify: bool,
 }
 
@@ -84,6 +88,15 @@ pub struct ReplayPosition {
     pub window: u64,
 }
 
+/// How an acknowledgment is changed on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Change {
+    /// The SACK option is blanked.
+    pub blank_sack: bool,
+    /// The window field, as it stands on the wire.
+    pub window: Option<u16>,
+}
+
 /// What Snoop did so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SnoopStats {
@@ -93,8 +106,8 @@ pub struct SnoopStats {
     pub repeated: u64,
     /// Acknowledgments kept back.
     pub suppressed: u64,
-    /// SACK options blanked.
-    pub blanked: u64,
+    /// Acknowledgments forwarded with a blanked SACK option or another window.
+    pub changed: u64,
     /// Segments that could not be cached for lack of room.
     pub uncached: u64,
     /// Repetitions given up because the replay window had moved on.
@@ -121,8 +134,11 @@ struct Flow {
     /// Highest acknowledgment of the terminal.
     acknowledged: Option<Offset>,
     last_window: u16,
+    shaper: Shaper,
     cache: BTreeMap<Offset, Cached>,
     cached_bytes: usize,
+    /// Sequence numbers cached and not SACKed.
+    outstanding: u64,
     highest: Offset,
     rtt: RttEstimator,
     /// When the newest segment known to have arrived was sent.
@@ -152,6 +168,8 @@ pub struct SnoopRelay {
     flows: BTreeMap<FlowKey, Flow>,
     deadlines: BTreeSet<(Instant, FlowKey)>,
     ready: VecDeque<FlowKey>,
+    /// What the SYNs of a connection said, until its first data.
+    hellos: BTreeMap<FlowKey, Hello>,
     /// Highest ESP sequence number forwarded per SA.
     forwarded: BTreeMap<u64, u64>,
     cached_bytes: usize,
@@ -166,13 +184,14 @@ impl SnoopRelay {
             flows: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             ready: VecDeque::new(),
+            hellos: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             cached_bytes: 0,
             stats: SnoopStats {
                 cached: 0,
                 repeated: 0,
                 suppressed: 0,
-                blanked: 0,
+                changed: 0,
                 uncached: 0,
                 out_of_window: 0,
                 peer_retransmits: 0,
@@ -230,6 +249,16 @@ impl SnoopRelay {
         let flags = packet.segment.header.flags;
         if flags.has(Flags::RST) || flags.has(Flags::SYN) {
             self.remove(&key);
+            if flags.has(Flags::RST) {
+                self.hellos.remove(&key);
+            } else if self.hellos.len() < self.config.max_flows || self.hellos.contains_key(&key) {
+                let scale = packet.segment.header.options.window_scale;
+                let hello = self.hellos.entry(key).or_default();
+                match from {
+                    Side::Terminal => hello.terminal = Some(scale),
+                    Side::Network => hello.network = Some(scale.is_some()),
+                }
+            }
             return Verdict::Pass;
         }
         match from {
@@ -254,7 +283,9 @@ impl SnoopRelay {
                 self.stats.uncached += 1;
                 return;
             }
-            self.flows.insert(key, Flow::new(now, seq));
+            let mut flow = Flow::new(now, seq);
+            flow.shaper.scale = self.hellos.remove(&key).and_then(Hello::scale);
+            self.flows.insert(key, flow);
         }
         let room = self.config.total_cache.saturating_sub(self.cached_bytes);
         let Some(flow) = self.flows.get_mut(&key) else {
@@ -290,6 +321,7 @@ impl SnoopRelay {
             return;
         }
         flow.cached_bytes += size;
+        flow.outstanding += len;
         self.cached_bytes += size;
         self.stats.cached += 1;
         flow.cache.insert(
@@ -329,8 +361,7 @@ impl SnoopRelay {
         }
         let pure = packet.segment.sequence_len() == 0 && !header.flags.has(Flags::URG);
         let duplicate = flow.acknowledged == Some(ack);
-        let window_changed = flow.last_window != header.window;
-        flow.last_window = header.window;
+        let window_changed = core::mem::replace(&mut flow.last_window, header.window) != header.window;
         self.cached_bytes = self.cached_bytes.saturating_sub(flow.acknowledge(now, ack));
         let sacks = flow.take_sack(now, header.options.sack.as_slice());
         flow.duplicates = if duplicate && pure {
@@ -338,30 +369,30 @@ impl SnoopRelay {
         } else {
             0
         };
-        flow.find_losses(sacks);
-        let repairable = flow.can_repair(ack);
-        let verdict = match () {
-            () if flow.cache.is_empty() || !repairable => Verdict::Pass,
-            // A duplicate that only asks for what is in the cache; a moved window is news.
-            () if duplicate && pure && (sacks || flow.duplicates >= 1) && (!window_changed || sacks) => {
-                if window_changed {
-                    Verdict::PassWithoutSack
-                } else {
-                    Verdict::Consumed
-                }
-            }
-            () if sacks => Verdict::PassWithoutSack,
-            () => Verdict::Pass,
-        };
-        let verdict = match verdict {
-            Verdict::PassWithoutSack if !self.config.may_modify => Verdict::Pass,
-            other => other,
-        };
-        match verdict {
-            Verdict::Consumed => self.stats.suppressed += 1,
-            Verdict::PassWithoutSack => self.stats.blanked += 1,
-            _ => {}
+        let congested = flow.is_congested(self.config.may_modify);
+        if !congested {
+            flow.find_losses(sacks);
         }
+        let hides = !congested && flow.can_repair(ack);
+        let mut change = Change {
+            blank_sack: hides && sacks && self.config.may_modify,
+            window: None,
+        };
+        let mut granted = false;
+        if self.config.may_modify {
+            (change.window, granted) = flow.shape(now, ack, header.window);
+        }
+        let asks_only = duplicate && pure && (sacks || flow.duplicates >= 1);
+        let news = granted || (window_changed && (!sacks || change.window.is_none()));
+        let verdict = if hides && asks_only && !news {
+            self.stats.suppressed += 1;
+            Verdict::Consumed
+        } else if change == Change::default() {
+            Verdict::Pass
+        } else {
+            self.stats.changed += 1;
+            Verdict::PassChanged(change)
+        };
         self.line_up(key);
         self.schedule(now, key);
         verdict
@@ -486,6 +517,35 @@ impl SnoopRelay {
     }
 }
 
+/// What the SYNs said of window scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Hello {
+    terminal: Option<Option<u8>>,
+    network: Option<bool>,
+}
+
+impl Hello {
+    /// Shift of the terminal's windows, if both SYNs were seen.
+    fn scale(self) -> Option<u8> {
+        match (self.terminal?, self.network?) {
+            (Some(shift), true) => Some(shift),
+            _ => Some(0),
+        }
+    }
+}
+
+/// Grants the peer what fills the radio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Shaper {
+    /// Shift of the terminal's windows; without it nothing is shaped.
+    scale: Option<u8>,
+    /// Bytes that may be on the radio; unbounded until a queue was seen.
+    target: Option<u64>,
+    /// Right edge granted.
+    edge: Offset,
+    next_update: Instant,
+}
+
 fn overlaps(cache: &BTreeMap<Offset, Cached>, start: Offset, end: Offset) -> bool {
     cache
         .range(..end)
@@ -502,8 +562,10 @@ impl Flow {
             },
             acknowledged: None,
             last_window: 0,
+            shaper: Shaper::default(),
             cache: BTreeMap::new(),
             cached_bytes: 0,
+            outstanding: 0,
             highest: ORIGIN,
             rtt: RttEstimator::new(Duration::ZERO, MAX_TIMEOUT),
             newest_arrival: None,
@@ -517,9 +579,14 @@ impl Flow {
     }
 
     fn drop_cached(&mut self, start: Offset) -> usize {
-        let size = self.cache.remove(&start).map_or(0, |cached| cached.bytes.len());
-        self.cached_bytes = self.cached_bytes.saturating_sub(size);
-        size
+        let Some(cached) = self.cache.remove(&start) else {
+            return 0;
+        };
+        if !cached.sacked {
+            self.outstanding = self.outstanding.saturating_sub(cached.end - start);
+        }
+        self.cached_bytes = self.cached_bytes.saturating_sub(cached.bytes.len());
+        cached.bytes.len()
     }
 
     /// Everything before `ack` arrived; returns the bytes freed.
@@ -529,8 +596,11 @@ impl Flow {
             if first.get().end > ack {
                 break;
             }
-            let cached = first.remove();
+            let (start, cached) = first.remove_entry();
             freed += cached.bytes.len();
+            if !cached.sacked {
+                self.outstanding = self.outstanding.saturating_sub(cached.end - start);
+            }
             self.note_arrival(now, &cached);
         }
         if self.acknowledged.is_none_or(|old| ack > old) {
@@ -585,6 +655,7 @@ impl Flow {
                     continue;
                 };
                 self.note_arrival(now, &cached);
+                self.outstanding = self.outstanding.saturating_sub(cached.end - start);
                 cached.sacked = true;
                 cached.queued = false;
                 self.cache.insert(start, cached);
@@ -626,6 +697,67 @@ impl Flow {
         }
     }
 
+    /// Bytes on the radio: cached, and not known to have arrived.
+    fn pipe(&self) -> u64 {
+        self.outstanding
+    }
+
+    /// The radio's queue is longer than its own round trip explains.
+    fn is_congested(&self, shaped: bool) -> bool {
+        let Some((smoothed, min)) = self.rtt.smoothed().zip(self.rtt.min()) else {
+            return false;
+        };
+        let bound = if shaped && self.shaper.scale.is_some() {
+            min * 2
+        } else {
+            min * 3 / 2
+        };
+        smoothed > bound + Duration::from_millis(10)
+    }
+
+    /// The window field for an acknowledgment of `ack` that says `window`, if it is to be another one; and
+    /// whether the right edge moved enough to be worth telling.
+    fn shape(&mut self, now: Instant, ack: Offset, window: u16) -> (Option<u16>, bool) {
+        let pipe = self.pipe();
+        let Some(scale) = self.shaper.scale else {
+            return (None, false);
+        };
+        let Some((smoothed, min)) = self.rtt.smoothed().zip(self.rtt.min()) else {
+            return (None, false);
+        };
+        let slack = Duration::from_millis(2);
+        if now >= self.shaper.next_update {
+            self.shaper.next_update = now + smoothed;
+            if smoothed > min * 13 / 10 + slack {
+                // A quarter of the round trip may be queue.
+                let ratio = (min * 5 / 4 + slack).as_secs_f64() / smoothed.as_secs_f64();
+                let base = self.shaper.target.unwrap_or(pipe).min(pipe.max(1));
+                self.shaper.target = Some(((base as f64 * ratio) as u64).max(10 * 1460));
+            } else if let Some(target) = &mut self.shaper.target
+                && smoothed < min * 23 / 20 + slack
+                && pipe * 4 >= *target * 3
+            {
+                *target += *target / 16;
+            }
+        }
+        let Some(target) = self.shaper.target else {
+            return (None, false);
+        };
+        let wanted = self.highest + target.saturating_sub(pipe);
+        let edge = wanted.max(self.shaper.edge).max(ack);
+        let granted = edge >= self.shaper.edge + 2 * 1460;
+        let offered = ack + (u64::from(window) << scale.min(14));
+        if edge >= offered {
+            self.shaper.edge = self.shaper.edge.max(offered.min(edge));
+            return (None, false);
+        }
+        let field = (edge - ack) >> scale.min(14);
+        if granted {
+            self.shaper.edge = edge;
+        }
+        (u16::try_from(field).ok(), granted)
+    }
+
     /// The segment the terminal waits for is here, and not given up.
     fn can_repair(&self, ack: Offset) -> bool {
         self.cache
@@ -661,24 +793,42 @@ impl Flow {
     }
 }
 
-/// Blanks the SACK option of the segment in an IP packet with NOPs and corrects the checksum. False if
-/// there is none.
-pub fn blank_sack(packet: &mut [u8]) -> bool {
-    let Some(ip_len) = packet.first().map(|first| match first >> 4 {
-        4 => usize::from(first & 0x0f) * 4,
-        _ => 40,
-    }) else {
-        return false;
+/// Carries out `change` on the segment in an IP packet and corrects the checksum. False if the packet is
+/// not what it was taken for; then it is unchanged or partly changed and must be dropped.
+pub fn apply(change: Change, packet: &mut [u8]) -> bool {
+    let ip_len = match packet
+        .first()
+        .map(|first| (first >> 4, usize::from(first & 0x0f) * 4))
+    {
+        Some((4, len)) => len,
+        Some((6, _)) => 40,
+        _ => return false,
     };
     let Some(segment) = packet.get_mut(ip_len..) else {
         return false;
     };
-    let Some(header_len) = segment.get(12).map(|offset| usize::from(offset >> 4) * 4) else {
+    if let Some(window) = change.window
+        && !replace(segment, 14, &window.to_be_bytes())
+    {
         return false;
-    };
-    let Some((start, len)) = find_sack(segment, header_len) else {
-        return false;
-    };
+    }
+    if change.blank_sack {
+        let Some(header_len) = segment.get(12).map(|offset| usize::from(offset >> 4) * 4) else {
+            return false;
+        };
+        if let Some((start, len)) = find_sack(segment, header_len) {
+            // NOPs, RFC 9293 §3.1.
+            return [1_u8; MAX_OPTIONS_LEN]
+                .get(..len)
+                .is_some_and(|nops| replace(segment, start, nops));
+        }
+    }
+    true
+}
+
+/// Writes `bytes` at `start` of a segment, word by word, so that the checksum can be corrected rather than
+/// computed (RFC 1624).
+fn replace(segment: &mut [u8], start: usize, bytes: &[u8]) -> bool {
     let Some(field) = segment
         .get(16..18)
         .and_then(|field| field.first_chunk::<2>().copied())
@@ -686,10 +836,8 @@ pub fn blank_sack(packet: &mut [u8]) -> bool {
         return false;
     };
     let mut check = u16::from_be_bytes(field);
-    // Word by word, so that the checksum can be corrected rather than computed.
-    let first = start & !1;
-    let end = (start + len).next_multiple_of(2).min(segment.len());
-    for at in (first..end).step_by(2) {
+    let end = (start + bytes.len()).next_multiple_of(2);
+    for at in (start & !1..end).step_by(2) {
         let Some(word) = segment.get_mut(at..at + 2) else {
             return false;
         };
@@ -697,8 +845,8 @@ pub fn blank_sack(packet: &mut [u8]) -> bool {
             .first_chunk::<2>()
             .map_or(0, |word| u16::from_be_bytes(*word));
         for (index, byte) in word.iter_mut().enumerate() {
-            if (start..start + len).contains(&(at + index)) {
-                *byte = 1;
+            if let Some(new) = (at + index).checked_sub(start).and_then(|from| bytes.get(from)) {
+                *byte = *new;
             }
         }
         let new = word
@@ -876,7 +1024,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blanked_option_leaves_a_right_checksum() {
+    fn a_changed_acknowledgment_has_a_right_checksum() {
         let mut blocks = SackBlocks::default();
         blocks.push(SeqNum(5), SeqNum(9));
         let header = Header {
@@ -888,10 +1036,16 @@ mod tests {
             ..Header::default()
         };
         let mut bytes = packet(Side::Terminal, header, b"odd");
-        assert!(blank_sack(&mut bytes));
+        assert!(apply(
+            Change {
+                blank_sack: true,
+                window: Some(77)
+            },
+            &mut bytes
+        ));
         let packet = TcpPacket::parse(&bytes).unwrap();
         assert!(packet.segment.header.options.sack.is_empty());
+        assert_eq!(packet.segment.header.window, 77);
         assert_eq!(packet.segment.payload, b"odd");
-        assert!(!blank_sack(&mut bytes));
     }
 }
