@@ -10,6 +10,7 @@
 //! | [`world`] | topology and clock |
 //! | [`goodput`] | bulk transfer against the bound |
 //! | [`scenario`] | random scenarios |
+//! | [`sharing`] | two senders on one bottleneck |
 #![forbid(unsafe_code)]
 
 pub mod goodput;
@@ -18,4 +19,5 @@ pub mod link;
 pub mod relay;
 pub mod rng;
 pub mod scenario;
+pub mod sharing;
 pub mod world;

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use towpath_sim::goodput::{Bulk, Path, bulk};
 use towpath_sim::scenario::{Scenario, Topology};
+use towpath_sim::sharing::share;
 use towpath_tcp::Algorithm;
 
 const USAGE: &str = "usage: towpath-sim goodput [SECONDS]
        towpath-sim scenarios [FIRST] [COUNT]
+       towpath-sim share
        towpath-sim bulk direct|split|snoop cubic|bbr|radio RTT_MS MBIT LOSS_PERCENT SECONDS [SEED]
 TOWPATH_SIM_TRACE=1 prints every packet, TOWPATH_SIM_FLOW=1 the sender's state five times a second.";
 
@@ -25,8 +27,38 @@ fn main() {
             let (first, count) = (number(0), number(1000));
             scenarios(first, count);
         }
+        Some("share") => sharing(),
         Some("bulk") => one(&arguments.collect::<Vec<_>>()),
         _ => eprintln!("{USAGE}"),
+    }
+}
+
+/// Pairs of senders on a clean bottleneck of 20 Mb/s.
+fn sharing() {
+    println!("rtt ms  queue BDP  pair             first  second Mb/s  Jain  mean queue BDP");
+    for (rtt, queue) in [(40, 1.0), (40, 2.0), (100, 1.0), (100, 2.0)] {
+        for pair in [
+            [Algorithm::Cubic, Algorithm::Cubic],
+            [Algorithm::Radio, Algorithm::Radio],
+            [Algorithm::Radio, Algorithm::Cubic],
+            [Algorithm::Bbr, Algorithm::Cubic],
+        ] {
+            let share = share(
+                pair,
+                20_000_000,
+                Duration::from_millis(rtt),
+                queue,
+                Duration::from_secs(120),
+            );
+            println!(
+                "{rtt:6}  {queue:9}  {:15}  {:5.1}  {:11.1}  {:4.2}  {:14.2}",
+                format!("{:?} {:?}", pair[0], pair[1]),
+                share.goodput[0] / 1e6,
+                share.goodput[1] / 1e6,
+                share.jain,
+                share.queue_bdp,
+            );
+        }
     }
 }
 

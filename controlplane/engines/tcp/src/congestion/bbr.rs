@@ -59,6 +59,8 @@ pub(super) struct Judgement {
     pub(super) too_high: bool,
     /// Losses of this acknowledgment are a sign of congestion.
     pub(super) congestive: bool,
+    /// No queue is left: what an earlier one imposed in the short term is lifted.
+    pub(super) relaxed: bool,
     /// The newest round trips show a queue: STARTUP is over.
     pub(super) queue: bool,
     /// Pace multiplier, percent, against loss and rounding.
@@ -286,6 +288,10 @@ impl Core {
             let short = self.inflight_short.unwrap_or(self.window);
             self.inflight_short = Some(self.inflight_latest.max(short / 100 * BETA));
         }
+        if judgement.relaxed && !self.loss_in_round {
+            self.bandwidth_short = None;
+            self.inflight_short = None;
+        }
         self.bandwidth_latest = sample.rate;
         self.inflight_latest = sample.delivered;
     }
@@ -335,9 +341,9 @@ impl Core {
         }
         if self.full {
             self.phase = Phase::Drain;
-        } else if judgement.queue {
-            // The queue tells rounds earlier what the plateau tells. Samples still average over the time
-            // before it: one gentle round gives the filter the full rate.
+        } else if judgement.queue && self.full_rounds >= 1 {
+            // A queue and one round without growth tell what three such rounds tell. Samples still average
+            // over the time before: one gentle round gives the filter the full rate.
             self.full = true;
             self.phase = Phase::Up;
             self.cycle_at = event.now;
@@ -533,6 +539,7 @@ impl Bbr {
             Judgement {
                 too_high,
                 congestive: true,
+                relaxed: false,
                 queue: false,
                 pace_percent_x100: 9_900,
                 min_rtt_confirmed: false,

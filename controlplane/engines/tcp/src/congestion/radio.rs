@@ -192,14 +192,16 @@ impl Radio {
             sample.lost.saturating_mul(1_000_000) / sample.tx_in_flight.max(16 * self.mss)
         });
         let above = loss.saturating_sub(self.floor.floor * 3 / 2);
-        let congestive = (queue && above > LOSS_THRESHOLD_PPM) || above > BLIND_THRESHOLD_PPM;
+        let too_high = (queue && above > LOSS_THRESHOLD_PPM) || above > BLIND_THRESHOLD_PPM;
+        let congestive = too_high || (queue && above > 0);
         let confirmed = event
             .rtt
             .zip(min_rtt)
             .is_some_and(|(rtt, min)| rtt <= min + (min / 20).max(Duration::from_millis(1)));
         let judgement = Judgement {
-            too_high: congestive,
+            too_high,
             congestive,
+            relaxed: !queue,
             queue: self.floor.queue_now(min_rtt),
             pace_percent_x100: 10_000 * 1_000_000 / (1_000_000 - self.floor.floor.min(MAX_FLOOR_PPM)),
             min_rtt_confirmed: confirmed,
