@@ -61,6 +61,8 @@ pub(super) struct Judgement {
     pub(super) congestive: bool,
     /// No queue is left: what an earlier one imposed in the short term is lifted.
     pub(super) relaxed: bool,
+    /// Loss together with a queue makes the flight yield at once, not only while probing.
+    pub(super) yields: bool,
     /// The newest round trips show a queue: STARTUP is over.
     pub(super) queue: bool,
     /// Pace multiplier, percent, against loss and rounding.
@@ -287,6 +289,9 @@ impl Core {
             self.bandwidth_short = Some(self.bandwidth_latest.max(short / 100 * BETA));
             let short = self.inflight_short.unwrap_or(self.window);
             self.inflight_short = Some(self.inflight_latest.max(short / 100 * BETA));
+        }
+        if self.loss_in_round && judgement.yields && self.full {
+            self.inflight_long = Some((self.inflight_latest / 100 * HEADROOM).max(self.bdp(100)));
         }
         if judgement.relaxed && !self.loss_in_round {
             self.bandwidth_short = None;
@@ -540,6 +545,7 @@ impl Bbr {
                 too_high,
                 congestive: true,
                 relaxed: false,
+                yields: false,
                 queue: false,
                 pace_percent_x100: 9_900,
                 min_rtt_confirmed: false,

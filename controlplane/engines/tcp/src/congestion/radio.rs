@@ -202,6 +202,7 @@ impl Radio {
             too_high,
             congestive,
             relaxed: !queue,
+            yields: queue,
             queue: self.floor.queue_now(min_rtt),
             pace_percent_x100: 10_000 * 1_000_000 / (1_000_000 - self.floor.floor.min(MAX_FLOOR_PPM)),
             min_rtt_confirmed: confirmed,

@@ -132,7 +132,13 @@ impl Endpoint {
                     newest_once = Some(sent);
                 }
             }
-            let earlier = echo.is_some_and(|echo| self.paws.echoes_before(echo, sent.sent_at));
+            // A SACKed segment's echo is of the last one in order (RFC 7323 §4.3): it tells nothing.
+            let cumulative = sent.end
+                <= self
+                    .send_space
+                    .offset(segment.header.ack, self.unacknowledged)
+                    .unwrap_or(0);
+            let earlier = cumulative && echo.is_some_and(|echo| self.paws.echoes_before(echo, sent.sent_at));
             self.rack.on_delivered(now, sent, self.rtt.min(), earlier);
             self.sampler
                 .on_delivered(now, sent.mark, sent.sent_at, sent.end, sent.len());
