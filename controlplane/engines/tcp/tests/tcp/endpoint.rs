@@ -5,11 +5,9 @@
 //!     ◀──10 ms──
 //! ```
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Pair, config, mirrored, pattern, read};
+use crate::common::{Pair, config, mirrored, pattern, read};
 use towpath_base::Instant;
 use towpath_tcp::endpoint::{Disposition, Refusal};
 use towpath_tcp::segment::{Flags, Header, Segment, Timestamps};
