@@ -54,12 +54,17 @@ pub struct Scenario {
 fn random_link(rng: &mut SimRng, harsh: bool) -> LinkConfig {
     let loss = match rng.below(if harsh { 4 } else { 8 }) {
         0 => Loss::Random(rng.log_between(0.001, 0.30)),
-        1 => Loss::Bursts {
-            enter: rng.log_between(0.001, 0.05),
-            leave: rng.log_between(0.05, 0.5),
-            good: 0.0,
-            bad: rng.log_between(0.1, 0.9),
-        },
+        1 => {
+            let (enter, leave) = (rng.log_between(0.001, 0.05), rng.log_between(0.05, 0.5));
+            // At most 30 % in the mean.
+            let most = 0.3 * (enter + leave) / enter;
+            Loss::Bursts {
+                enter,
+                leave,
+                good: 0.0,
+                bad: rng.log_between(0.1, 0.9).min(most),
+            }
+        }
         2 => Loss::Random(0.01),
         _ => Loss::None,
     };

@@ -143,7 +143,9 @@ impl Endpoint {
             self.sampler
                 .on_delivered(now, sent.mark, sent.sent_at, sent.end, sent.len());
         }
-        if let Some(sent) = newest_once {
+        // Where a gap was closed without SACK, what lay behind it has waited for that: no measure of the path.
+        let waited = !self.negotiated.sack && delivered.iter().any(|sent| sent.retransmits > 0);
+        if let Some(sent) = newest_once.filter(|_| !waited) {
             let rtt = now.saturating_since(sent.sent_at);
             progress.rtt = Some(rtt);
             self.rtt.sample(rtt);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod` | the connection's state, opening, reading, writing, closing |
 //! | `state` | the states and their transitions |
+//! | `parts` | commands, counters, and the smaller pieces of the state |
 //! | `handshake` | segments in LISTEN, SYN-SENT and SYN-RECEIVED; negotiation |
 //! | `input` | segments in the synchronised states |
 //! | `ack` | what an acknowledgment does to the sender: loss, recovery, window |
@@ -16,6 +17,7 @@ mod deadline;
 mod handshake;
 mod input;
 mod output;
+mod parts;
 mod snapshot;
 mod state;
 
@@ -27,16 +29,15 @@ use towpath_base::Instant;
 
 pub use self::input::{Disposition, Refusal};
 pub use self::output::Outgoing;
+pub use self::parts::{Closed, Command, Stats};
+use self::parts::{EcnState, Negotiated, Owed, Pending, Recovery, Repair};
 pub use self::state::State;
 use crate::buffer::SendBuffer;
-use crate::codec::{choice, record};
 use crate::config::Config;
 use crate::congestion::Controller;
 use crate::delayed_ack::DelayedAck;
-use crate::frto::Frto;
 use crate::pacing::Pacer;
 use crate::paws::Paws;
-use crate::prr::Prr;
 use crate::rack::{Rack, TailLossProbe};
 use crate::rate::RateSampler;
 use crate::reassembly::Reassembly;
@@ -46,209 +47,6 @@ use crate::segment::{Flags, Header};
 use crate::seq::{Offset, SeqNum, SeqSpace};
 use crate::timer::{Timer, TimerTable};
 use crate::window::ReceiveWindow;
-
-/// Why a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closed {
-    /// Both sides finished.
-    Finished,
-    /// The peer reset it.
-    Reset,
-    /// The peer refused it.
-    Refused,
-    /// We reset it.
-    Aborted,
-    /// The peer stopped answering.
-    TimedOut,
-}
-choice!(Closed { Finished = 0, Reset = 1, Refused = 2, Aborted = 3, TimedOut = 4 });
-
-/// What the owner of an endpoint should look at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
-    /// The handshake is complete.
-    Connected,
-    /// Data became readable, or the peer finished.
-    Readable,
-    /// Room to write became free.
-    Writable,
-    /// The peer's urgent pointer moved; see [`Endpoint::urgent_received`].
-    Urgent,
-    /// The connection ended.
-    Closed(Closed),
-}
-
-/// Commands not yet taken, one bit each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Pending {
-    connected: bool,
-    readable: bool,
-    writable: bool,
-    urgent: bool,
-    closed: bool,
-}
-record!(Pending {
-    connected,
-    readable,
-    writable,
-    urgent,
-    closed
-});
-
-/// What both SYNs agreed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Negotiated {
-    /// Largest segment the peer takes, options included, bytes.
-    mss: u16,
-    /// Shift of the peer's windows.
-    send_scale: u8,
-    /// Shift of ours.
-    receive_scale: u8,
-    sack: bool,
-    timestamps: bool,
-    ecn: bool,
-}
-record!(Negotiated {
-    mss,
-    send_scale,
-    receive_scale,
-    sack,
-    timestamps,
-    ecn
-});
-
-/// Segments owed that carry no new data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Owed {
-    /// SYN or SYN-ACK.
-    syn: bool,
-    /// Probe of a closed window, or keep-alive.
-    probe: bool,
-    /// Tail loss probe.
-    tail_probe: bool,
-    /// RST of an aborted connection.
-    reset: bool,
-}
-record!(Owed {
-    syn,
-    probe,
-    tail_probe,
-    reset
-});
-
-/// Loss recovery of a sender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Recovery {
-    /// Nothing to recover.
-    Open,
-    /// Fast recovery (RFC 6675, RFC 8985).
-    Fast,
-    /// After a timeout.
-    Timeout,
-}
-choice!(Recovery { Open = 0, Fast = 1, Timeout = 2 });
-
-/// The sender's repair state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Repair {
-    phase: Recovery,
-    /// RecoveryPoint: recovery ends when this is acknowledged.
-    point: Offset,
-    prr: Prr,
-    frto: Frto,
-    /// Time of the first retransmission of this recovery, to tell a spurious one (RFC 3522).
-    first_retransmit: Option<Instant>,
-    /// Retransmissions of this recovery not yet proven needless by a D-SACK.
-    unproven: u32,
-    /// No loss was acknowledged as such yet: the reduction may be undone.
-    undoable: bool,
-    /// Duplicate acknowledgments in a row, where there is no SACK.
-    duplicates: u32,
-}
-record!(Repair {
-    phase,
-    point,
-    prr,
-    frto,
-    first_retransmit,
-    unproven,
-    undoable,
-    duplicates
-});
-
-impl Default for Repair {
-    fn default() -> Self {
-        Self {
-            phase: Recovery::Open,
-            point: 0,
-            prr: Prr::default(),
-            frto: Frto::Off,
-            first_retransmit: None,
-            unproven: 0,
-            undoable: false,
-            duplicates: 0,
-        }
-    }
-}
-
-/// ECN of a connection (RFC 3168 §6.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct EcnState {
-    /// A CE mark arrived: echo until CWR.
-    echo: bool,
-    /// We reduced the window: tell with CWR.
-    reduced: bool,
-    /// No second reduction before this is acknowledged.
-    reduced_until: Offset,
-}
-record!(EcnState {
-    echo,
-    reduced,
-    reduced_until
-});
-
-/// Counters of one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stats {
-    /// Bytes of data sent for the first time.
-    pub bytes_sent: u64,
-    /// Bytes of data sent again.
-    pub bytes_retransmitted: u64,
-    /// Bytes of data received in order.
-    pub bytes_received: u64,
-    /// Segments sent.
-    pub segments_sent: u64,
-    /// Segments received.
-    pub segments_received: u64,
-    /// Segments sent again.
-    pub retransmits: u64,
-    /// Bytes found lost.
-    pub bytes_lost: u64,
-    /// Retransmission timeouts.
-    pub timeouts: u64,
-    /// Tail loss probes sent.
-    pub tail_probes: u64,
-    /// Reductions taken back.
-    pub undos: u64,
-    /// D-SACKs received.
-    pub duplicates_reported: u64,
-    /// Segments refused.
-    pub refused: u64,
-}
-record!(Stats {
-    bytes_sent,
-    bytes_retransmitted,
-    bytes_received,
-    segments_sent,
-    segments_received,
-    retransmits,
-    bytes_lost,
-    timeouts,
-    tail_probes,
-    undos,
-    duplicates_reported,
-    refused,
-});
 
 /// One end of a connection.
 #[derive(Debug, Clone, PartialEq)]

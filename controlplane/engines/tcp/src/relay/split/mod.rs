@@ -9,134 +9,30 @@
 //! * **What is not ours passes.** Segments of connections whose SYN was not seen here, and connections over
 //!   the bounds, are forwarded untouched: the relay degrades to plain forwarding, never to refusal.
 
+mod config;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::net::IpAddr;
 use core::time::Duration;
 
 use towpath_base::Instant;
 
+pub use self::config::{Handshake, SideConfig, SideView, SplitConfig, SplitStats};
 use super::flow::{Flow, HeldSyn, Seen};
 use super::{FlowKey, Side, Transmit, Verdict};
 use crate::codec::{Codec, Reader, RestoreError, Writer};
-use crate::config::Config;
-use crate::endpoint::{Closed, Command, Endpoint, State, Stats};
+use crate::config::{Config, PathMemory};
+use crate::endpoint::{Closed, Command, Endpoint};
 use crate::isn::IsnSecret;
 use crate::packet::{IpHeader, NotTcp, TcpPacket};
 use crate::segment::{Flags, Segment};
 
+/// Terminals whose path is remembered.
+const MAX_PATHS: usize = 4096;
+
 /// Segments of one flow sent before another one's turn.
 const BURST: u32 = 32;
-
-/// How connections are opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Handshake {
-    /// The far side first.
-    #[default]
-    Synchronous,
-    /// Answer the opener at once.
-    Early,
-}
-
-/// Parameters of a side.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SideConfig {
-    /// Largest IP packet that fits the path inside the SA, bytes.
-    pub mtu: u16,
-    /// Everything else; ports and segment size are filled in per connection.
-    pub connection: Config,
-}
-
-impl Default for SideConfig {
-    fn default() -> Self {
-        let connection = Config {
-            time_wait: Duration::from_secs(10),
-            ..Config::default()
-        };
-        Self {
-            mtu: 1400,
-            connection,
-        }
-    }
-}
-
-/// Parameters of the relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SplitConfig {
-    /// Towards the terminal.
-    pub terminal: SideConfig,
-    /// Towards the network.
-    pub network: SideConfig,
-    /// How connections are opened.
-    pub handshake: Handshake,
-    /// Most connections; further ones pass untouched.
-    pub max_flows: usize,
-    /// Most connections not yet open; further ones pass untouched.
-    pub max_half_open: usize,
-    /// A connection silent this long is reset.
-    pub idle_timeout: Duration,
-    /// A connection not open after this long is forgotten.
-    pub open_timeout: Duration,
-    /// How long segments of an aborted connection are answered with resets.
-    pub linger: Duration,
-}
-
-impl Default for SplitConfig {
-    fn default() -> Self {
-        Self {
-            terminal: SideConfig::default(),
-            network: SideConfig::default(),
-            handshake: Handshake::Synchronous,
-            max_flows: 65_536,
-            max_half_open: 4_096,
-            idle_timeout: Duration::from_secs(4 * 3600),
-            open_timeout: Duration::from_secs(120),
-            linger: Duration::from_secs(30),
-        }
-    }
-}
-
-impl SplitConfig {
-    const fn side(&self, side: Side) -> &SideConfig {
-        match side {
-            Side::Terminal => &self.terminal,
-            Side::Network => &self.network,
-        }
-    }
-}
-
-/// What the relay did so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SplitStats {
-    /// Connections begun.
-    pub opened: u64,
-    /// Connections refused by the far side.
-    pub refused: u64,
-    /// Connections over the bounds, passed untouched.
-    pub over_limit: u64,
-    /// Connections reset for silence.
-    pub idle: u64,
-    /// Packets dropped for a wrong checksum or header.
-    pub malformed: u64,
-}
-
-/// One side of a connection, for people to look at (N7).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SideView {
-    /// State of RFC 9293.
-    pub state: State,
-    /// SRTT.
-    pub smoothed_rtt: Option<Duration>,
-    /// Congestion window, bytes.
-    pub window: u64,
-    /// Bytes in flight.
-    pub in_flight: u64,
-    /// Bytes waiting to be sent or acknowledged.
-    pub queued: usize,
-    /// Bytes received that the other side has not taken.
-    pub unread: usize,
-    /// Counters.
-    pub stats: Stats,
-}
 
 /// A deadline that was registered for a flow.
 type Deadlines = BTreeSet<(Instant, FlowKey)>;
@@ -156,6 +52,8 @@ pub struct SplitRelay {
     ready: VecDeque<FlowKey>,
     burst: u32,
     half_open: usize,
+    /// What connections learnt of the path to a terminal.
+    paths: BTreeMap<IpAddr, PathMemory>,
     stats: SplitStats,
 }
 
@@ -170,6 +68,7 @@ impl SplitRelay {
             ready: VecDeque::new(),
             burst: 0,
             half_open: 0,
+            paths: BTreeMap::new(),
             stats: SplitStats {
                 opened: 0,
                 refused: 0,
@@ -318,6 +217,11 @@ impl SplitRelay {
             local_port,
             remote_port,
             mss: side_config.mtu.saturating_sub(headers).max(88),
+            path: self
+                .paths
+                .get(&key.host(side).0)
+                .copied()
+                .filter(|_| side == Side::Terminal),
             timestamp_offset: self.isn(Instant::ZERO, key, side).0 ^ self.isn(now, key, side.opposite()).0,
             ..side_config.connection.clone()
         }
@@ -516,6 +420,7 @@ impl SplitRelay {
         let Some(slot) = self.flows.remove(key) else {
             return false;
         };
+        self.remember_path(key, &slot.flow);
         if let Some(deadline) = slot.deadline {
             self.deadlines.remove(&(deadline, *key));
         }
@@ -523,6 +428,26 @@ impl SplitRelay {
             self.half_open = self.half_open.saturating_sub(1);
         }
         true
+    }
+
+    /// Keeps what a connection learnt of the radio for the terminal's next one. A short connection sees
+    /// less than the path gives, so a remembered rate fades rather than falls.
+    fn remember_path(&mut self, key: &FlowKey, flow: &Flow) {
+        let Some(learnt) = flow
+            .end(Side::Terminal)
+            .and_then(|end| end.controller().path_memory())
+        else {
+            return;
+        };
+        let terminal = key.terminal.0;
+        let bandwidth = match self.paths.get(&terminal) {
+            Some(old) => learnt.bandwidth.max(old.bandwidth / 8 * 7),
+            None => learnt.bandwidth,
+        };
+        if self.paths.len() >= MAX_PATHS && !self.paths.contains_key(&terminal) {
+            self.paths.pop_first();
+        }
+        self.paths.insert(terminal, PathMemory { bandwidth, ..learnt });
     }
 
     /// Frees what idle connections do not need; worth calling every few seconds.
