@@ -206,6 +206,37 @@ pub fn bulk(setup: Bulk) -> BulkResult {
 mod tests {
     use super::*;
 
+    fn lossy(path: Path, algorithm: Algorithm, rtt: u64, loss: f64) -> BulkResult {
+        bulk(Bulk {
+            rate: 20_000_000,
+            rtt: Duration::from_millis(rtt),
+            loss,
+            queue_bdp: 1.0,
+            algorithm,
+            path,
+            time: Duration::from_secs(15),
+            seed: 3,
+        })
+    }
+
+    #[test]
+    fn radio_fills_a_lossy_link_on_which_cubic_collapses() {
+        let cubic = lossy(Path::Direct, Algorithm::Cubic, 100, 0.02);
+        let split = lossy(Path::Split, Algorithm::Radio, 100, 0.02);
+        assert!(split.ratio > 0.90, "{split:?}");
+        assert!(split.goodput > 10.0 * cubic.goodput, "{split:?} {cubic:?}");
+        assert!(split.queue_bdp < 1.25, "{split:?}");
+        let direct = lossy(Path::Direct, Algorithm::Radio, 100, 0.02);
+        assert!((0.9..1.1).contains(&direct.retransmit_ratio), "{direct:?}");
+    }
+
+    #[test]
+    fn under_snoop_the_sender_repeats_nothing_and_fills_the_link() {
+        let result = lossy(Path::Snoop, Algorithm::Cubic, 40, 0.01);
+        assert!(result.ratio > 0.90, "{result:?}");
+        assert!(result.retransmit_ratio <= 0.01, "{result:?}");
+    }
+
     #[test]
     fn a_clean_link_is_filled() {
         for algorithm in [Algorithm::Cubic, Algorithm::Bbr, Algorithm::Radio] {

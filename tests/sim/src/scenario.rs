@@ -307,6 +307,54 @@ pub struct Summary {
     pub bytes: u64,
 }
 
+/// Many connections at once through one split relay, all of them of one random scenario's links and relay.
+pub fn crowd(seed: u64, connections: u16) -> Result<Summary, String> {
+    let mut rng = SimRng::new(seed);
+    let template = Scenario::random(seed, Topology::Split);
+    let [left, right] = template.addresses;
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for index in 0..connections {
+        let mut configs = [random_config(&mut rng), random_config(&mut rng)];
+        let ports = [10_000 + index, 80];
+        [configs[0].local_port, configs[0].remote_port] = ports;
+        [configs[1].remote_port, configs[1].local_port] = ports;
+        let [first, second] = configs;
+        let scripts = [0, 1].map(|_| Script {
+            abort_after_read: None,
+            ..random_script(&mut rng, 30_000.0)
+        });
+        let isn = towpath_tcp::SeqNum(rng.next() as u32);
+        let [one, two] = &scripts;
+        let opened = Endpoint::connect(Instant::ZERO, first, isn);
+        let waiting = Endpoint::listen(Instant::ZERO, second, isn + 77);
+        a.push(Socket::new(opened, left, right, one.clone(), two));
+        b.push(Socket::new(waiting, right, left, two.clone(), one));
+    }
+    let [u0, u1, d0, d1] = template.links.clone().map(|config| Link::new(config, rng.next()));
+    let mut world = World::new(a, b, vec![u0, u1], vec![d0, d1], template.middle());
+    world.run(Instant::from_secs(12 * 3600), |world| {
+        world
+            .a
+            .iter()
+            .chain(&world.b)
+            .all(|socket| socket.ended.is_some() && socket.saw_end)
+    })?;
+    for (index, socket) in world.a.iter().chain(&world.b).enumerate() {
+        if socket.fault.is_some() || !socket.is_complete() {
+            return Err(format!(
+                "socket {index}: {:?} {:?}",
+                socket.fault,
+                socket.endpoint.state()
+            ));
+        }
+    }
+    Ok(Summary {
+        steps: world.steps,
+        time: world.now.saturating_since(Instant::ZERO),
+        bytes: world.a.iter().chain(&world.b).map(|socket| socket.read).sum(),
+    })
+}
+
 /// Runs `count` scenarios from `first` on; the first failure is returned with its seed.
 pub fn run_many(topology: Topology, first: u64, count: u64) -> Result<Summary, String> {
     let mut total = Summary::default();
@@ -341,6 +389,17 @@ mod tests {
                 .map_err(|error| panic!("{error}"))
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn a_crowd_shares_one_relay_and_every_stream_arrives() {
+        for seed in 0..4 {
+            assert!(
+                crowd(seed, 40)
+                    .map_err(|error| panic!("seed {seed}: {error}"))
+                    .is_ok()
+            );
+        }
     }
 
     #[test]

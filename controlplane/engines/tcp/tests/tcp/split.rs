@@ -15,7 +15,7 @@ use towpath_tcp::packet::{IpHeader, TcpPacket};
 use towpath_tcp::relay::split::{Handshake, SplitConfig, SplitRelay};
 use towpath_tcp::relay::{FlowKey, Side, Verdict};
 use towpath_tcp::segment::{Flags, Header};
-use towpath_tcp::{Closed, Config, Ecn, Endpoint, IsnSecret, RestoreError, SeqNum, State};
+use towpath_tcp::{Algorithm, Closed, Config, Ecn, Endpoint, IsnSecret, RestoreError, SeqNum, State};
 
 const DELAY: Duration = Duration::from_millis(10);
 
@@ -475,6 +475,46 @@ fn a_new_connection_on_the_same_ports_takes_the_place_of_a_finished_one() {
     lab.run(SECOND);
     assert_eq!(lab.states(), (State::Established, State::Established));
     assert_eq!(lab.relay.len(), 1);
+}
+
+#[test]
+fn a_refusal_after_an_early_answer_is_a_reset() {
+    let early = SplitConfig {
+        handshake: Handshake::Early,
+        ..SplitConfig::default()
+    };
+    let mut lab = Lab::new(early, config());
+    lab.peer = None;
+    lab.run(Duration::from_millis(45));
+    assert_eq!(lab.terminal.state(), State::Established);
+    let syn = TcpPacket::parse(&lab.sent_to_peer[0]).unwrap();
+    let reset = bare(Side::Network, syn.segment.reset().unwrap());
+    lab.relay.handle_input(lab.now, Side::Network, &reset);
+    lab.run(SECOND);
+    assert_eq!(lab.terminal.closed(), Some(Closed::Reset));
+}
+
+#[test]
+fn the_next_connection_to_a_terminal_starts_where_the_last_one_was() {
+    let mut radio = SplitConfig::default();
+    radio.terminal.connection.algorithm = Algorithm::Radio;
+    let mut lab = Lab::new(radio, config());
+    lab.run(Duration::from_millis(200));
+    let data = pattern(3_000_000);
+    lab.peer().write(&data);
+    for _ in 0..200 {
+        lab.run(Duration::from_millis(20));
+        read(&mut lab.terminal, lab.now);
+    }
+    let now = lab.now;
+    lab.peer().close(now);
+    lab.terminal.close(now);
+    lab.run(SECOND);
+    lab.terminal = Endpoint::connect(lab.now, config(), SeqNum(1 << 20));
+    lab.peer = Some(Endpoint::listen(lab.now, mirrored(&config()), SeqNum(1 << 21)));
+    lab.run(SECOND);
+    let window = lab.relay.view(&key(), Side::Terminal).unwrap().window;
+    assert!(window > 40 * 1348, "{window}");
 }
 
 #[test]
