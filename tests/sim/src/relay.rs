@@ -82,6 +82,10 @@ impl SplitMiddle {
 impl Middle for SplitMiddle {
     fn input(&mut self, now: Instant, from: Towards, packet: &[u8]) {
         self.packets += 1;
+        if self.handoff_every != u64::MAX {
+            // Every flow that rests is parked before it is needed again.
+            self.relay.trim(now, std::time::Duration::ZERO);
+        }
         if self.packets.is_multiple_of(self.handoff_every) {
             self.hand_off(now);
         }

@@ -1,6 +1,6 @@
 //! How state becomes bytes and state again: the format under every snapshot.
 //!
-//! Integers are little-endian and fixed in width; an [`Instant`] is stored as its distance from the moment
+//! Integers are written in groups of seven bits, low groups first, since most are small; an [`Instant`] is stored as its distance from the moment
 //! of the snapshot, because the machine that restores it has another clock. Decoding never allocates more
 //! than the input can pay for and never panics. [`record!`] destructures exhaustively, so a field added to
 //! a structure breaks its codec until it is listed.
@@ -110,44 +110,97 @@ pub trait Codec: Sized {
     fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError>;
 }
 
+impl Codec for u8 {
+    fn encode(&self, writer: &mut Writer) {
+        writer.bytes.push(*self);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
+        reader.take(1)?.first().copied().ok_or(RestoreError::Truncated)
+    }
+}
+
+impl Codec for u64 {
+    fn encode(&self, writer: &mut Writer) {
+        let mut rest = *self;
+        while rest >= 0x80 {
+            writer.bytes.push(rest as u8 | 0x80);
+            rest >>= 7;
+        }
+        writer.bytes.push(rest as u8);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = u8::decode(reader)?;
+            let part = Self::from(byte & 0x7f);
+            if part << shift >> shift != part {
+                break;
+            }
+            value |= part << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(RestoreError::Invalid("integer"))
+    }
+}
+
 macro_rules! integers {
     ($($type:ty),+) => { $(
         impl Codec for $type {
             fn encode(&self, writer: &mut Writer) {
-                writer.bytes.extend_from_slice(&self.to_le_bytes());
+                (*self as u64).encode(writer);
             }
 
             fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
-                let bytes = reader.take(size_of::<$type>())?;
-                bytes.try_into().map(<$type>::from_le_bytes).map_err(|_| RestoreError::Truncated)
+                Self::try_from(u64::decode(reader)?).map_err(|_| RestoreError::Invalid("integer"))
             }
         }
     )+ };
 }
-integers!(u8, u16, u32, u64, u128, i64);
+integers!(u16, u32, usize);
 
-impl Codec for f64 {
+impl Codec for u128 {
     fn encode(&self, writer: &mut Writer) {
-        self.to_bits().encode(writer);
+        writer.bytes.extend_from_slice(&self.to_le_bytes());
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
-        let value = Self::from_bits(u64::decode(reader)?);
+        let bytes = reader.take(16)?;
+        bytes
+            .try_into()
+            .map(Self::from_le_bytes)
+            .map_err(|_| RestoreError::Truncated)
+    }
+}
+
+impl Codec for i64 {
+    fn encode(&self, writer: &mut Writer) {
+        // Zigzag: small distances in either direction are short.
+        (((*self << 1) ^ (*self >> 63)) as u64).encode(writer);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
+        let value = u64::decode(reader)?;
+        Ok((value >> 1) as Self ^ -((value & 1) as Self))
+    }
+}
+
+impl Codec for f64 {
+    fn encode(&self, writer: &mut Writer) {
+        writer.bytes.extend_from_slice(&self.to_bits().to_le_bytes());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
+        let bytes = reader.take(8)?.try_into().map_err(|_| RestoreError::Truncated)?;
+        let value = Self::from_bits(u64::from_le_bytes(bytes));
         if value.is_nan() {
             Err(RestoreError::Invalid("number"))
         } else {
             Ok(value)
         }
-    }
-}
-
-impl Codec for usize {
-    fn encode(&self, writer: &mut Writer) {
-        (*self as u64).encode(writer);
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
-        Self::try_from(u64::decode(reader)?).map_err(|_| RestoreError::Invalid("size"))
     }
 }
 
@@ -352,10 +405,33 @@ mod tests {
     }
 
     #[test]
+    fn integers_come_back_and_overlong_ones_do_not() {
+        let mut writer = Writer::new(Instant::ZERO);
+        for value in [0, 1, 127, 128, 1 << 32, u64::MAX] {
+            value.encode(&mut writer);
+        }
+        for value in [0, -1, 1, i64::MIN, i64::MAX] {
+            value.encode(&mut writer);
+        }
+        let mut reader = Reader::new(&writer.bytes, Instant::ZERO);
+        for value in [0, 1, 127, 128, 1 << 32, u64::MAX] {
+            assert_eq!(u64::decode(&mut reader), Ok(value));
+        }
+        for value in [0, -1, 1, i64::MIN, i64::MAX] {
+            assert_eq!(i64::decode(&mut reader), Ok(value));
+        }
+        assert_eq!(reader.finish(), Ok(()));
+        let overlong = [0xff; 11];
+        assert!(u64::decode(&mut Reader::new(&overlong, Instant::ZERO)).is_err());
+        assert!(u16::decode(&mut Reader::new(&[0x80, 0x80, 0x04], Instant::ZERO)).is_err());
+    }
+
+    #[test]
     fn an_absurd_count_does_not_allocate() {
-        let bytes = [0xff; 64];
+        let mut writer = Writer::new(Instant::ZERO);
+        (u64::MAX / 2).encode(&mut writer);
         assert_eq!(
-            Vec::<u64>::decode(&mut Reader::new(&bytes, Instant::ZERO)),
+            Vec::<u64>::decode(&mut Reader::new(&writer.bytes, Instant::ZERO)),
             Err(RestoreError::Truncated)
         );
     }

@@ -414,6 +414,17 @@ impl Endpoint {
         self.controller.set_mss(self.segment_len);
     }
 
+    /// Nothing is unacknowledged, unread or owed.
+    pub fn is_quiet(&self) -> bool {
+        self.sent.is_empty()
+            && self.outgoing.len() == 0
+            && self.incoming.ready().is_empty()
+            && !self.incoming.has_gap()
+            && !self.ack.is_due()
+            && !self.ack.is_pending()
+            && self.owed == Owed::default()
+    }
+
     /// Gives memory back that an idle connection does not need.
     pub fn trim(&mut self) {
         self.outgoing.trim();

@@ -225,6 +225,24 @@ impl Flow {
         header.flags.has(Flags::SYN) && !header.flags.has(Flags::ACK) && !header.flags.has(Flags::RST)
     }
 
+    /// Nothing is under way or waits to be: a deadline far off is all there is.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_open()
+            && Side::BOTH.iter().all(|side| {
+                self.end(*side)
+                    .is_none_or(|end| end.in_flight() == 0 && end.is_quiet())
+            })
+    }
+
+    /// Bytes its endpoints take.
+    pub(super) fn memory(&self) -> usize {
+        let of = |side| {
+            self.end(side)
+                .map_or(0, |end| size_of::<Endpoint>() + size_of_val(end.config()))
+        };
+        of(Side::Terminal) + of(Side::Network)
+    }
+
     /// Frees what an idle connection does not need.
     pub(super) fn trim(&mut self) {
         for side in Side::BOTH {

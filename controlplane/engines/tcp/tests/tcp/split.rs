@@ -518,6 +518,26 @@ fn the_next_connection_to_a_terminal_starts_where_the_last_one_was() {
 }
 
 #[test]
+fn an_idle_connection_is_parked_in_a_kibibyte_and_wakes_when_needed() {
+    let mut lab = Lab::open();
+    lab.terminal.write(&pattern(100_000));
+    assert_eq!(lab.run_reading(SECOND).len(), 100_000);
+    let before = lab.relay.memory(&key()).unwrap();
+    assert_eq!(lab.relay.trim(lab.now, SECOND * 10), 0);
+    lab.run(SECOND * 10);
+    assert_eq!(lab.relay.trim(lab.now, SECOND * 10), 1);
+    let parked = lab.relay.memory(&key()).unwrap();
+    println!("{before} bytes alive, {parked} parked");
+    assert!(parked <= 1024, "{parked}");
+    assert_eq!(
+        lab.relay.view(&key(), Side::Network).unwrap().state,
+        State::Established
+    );
+    lab.terminal.write(b"still there?");
+    assert_eq!(lab.run_reading(SECOND), b"still there?");
+}
+
+#[test]
 fn a_connection_moves_to_another_relay_in_mid_flow() {
     let mut lab = Lab::open();
     let data = pattern(2_000_000);

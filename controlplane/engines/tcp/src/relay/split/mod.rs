@@ -10,6 +10,7 @@
 //!   the bounds, are forwarded untouched: the relay degrades to plain forwarding, never to refusal.
 
 mod config;
+mod store;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -19,6 +20,7 @@ use core::time::Duration;
 use towpath_base::Instant;
 
 pub use self::config::{Handshake, SideConfig, SideView, SplitConfig, SplitStats};
+use self::store::Slot;
 use super::flow::{Flow, HeldSyn, Seen};
 use super::{FlowKey, Side, Transmit, Verdict};
 use crate::codec::{Codec, Reader, RestoreError, Writer};
@@ -36,12 +38,6 @@ const BURST: u32 = 32;
 
 /// A deadline that was registered for a flow.
 type Deadlines = BTreeSet<(Instant, FlowKey)>;
-
-struct Slot {
-    flow: Flow,
-    deadline: Option<Instant>,
-    ready: bool,
-}
 
 /// The relay.
 pub struct SplitRelay {
@@ -101,7 +97,8 @@ impl SplitRelay {
 
     /// One side of a connection.
     pub fn view(&self, key: &FlowKey, side: Side) -> Option<SideView> {
-        let end = self.flows.get(key)?.flow.end(side)?;
+        let flow = self.flows.get(key)?.look()?;
+        let end = flow.end(side)?;
         Some(SideView {
             state: end.state(),
             smoothed_rtt: end.smoothed_rtt(),
@@ -127,8 +124,11 @@ impl SplitRelay {
         };
         let key = FlowKey::of(from, &packet);
         let header = &packet.segment.header;
-        let known = match self.flows.get(&key) {
-            Some(slot) => !(Flow::syn_flag(header) && slot.flow.is_succeeded_by(from, header.seq)),
+        let known = match self.flows.get_mut(&key) {
+            Some(slot) if Flow::syn_flag(header) => slot
+                .live()
+                .is_some_and(|flow| !flow.is_succeeded_by(from, header.seq)),
+            Some(_) => true,
             None => false,
         };
         if known {
@@ -148,10 +148,7 @@ impl SplitRelay {
     }
 
     fn input_known(&mut self, now: Instant, from: Side, key: FlowKey, packet: &TcpPacket<'_>) {
-        let Some(slot) = self.flows.get_mut(&key) else {
-            return;
-        };
-        let flow = &mut slot.flow;
+        let Some(flow) = self.live(&key) else { return };
         note_seen(flow, from, packet);
         if flow.is_of_opener(from) {
             // The SYN again, or its sender gave up.
@@ -176,14 +173,7 @@ impl SplitRelay {
         flow.set_end(opener.opposite(), Endpoint::connect(now, far, isn));
         self.stats.opened += 1;
         self.half_open += 1;
-        self.flows.insert(
-            key,
-            Slot {
-                flow,
-                deadline: None,
-                ready: false,
-            },
-        );
+        self.flows.insert(key, Slot::new(flow));
         if self.config.handshake == Handshake::Early {
             self.answer(now, key);
         }
@@ -193,12 +183,12 @@ impl SplitRelay {
     /// Answers the held SYN.
     fn answer(&mut self, now: Instant, key: FlowKey) {
         let Some(slot) = self.flows.get(&key) else { return };
-        let opener = slot.flow.opener;
-        let near = self.connection(now, key, opener);
-        let isn = self.isn(now, key, opener);
-        let Some(flow) = self.flows.get_mut(&key).map(|slot| &mut slot.flow) else {
+        let Some(opener) = slot.look().map(|flow| flow.opener) else {
             return;
         };
+        let near = self.connection(now, key, opener);
+        let isn = self.isn(now, key, opener);
+        let Some(flow) = self.live(&key) else { return };
         let Some(HeldSyn(header)) = flow.held.take() else {
             return;
         };
@@ -249,7 +239,7 @@ impl SplitRelay {
                 continue;
             };
             slot.deadline = None;
-            let flow = &mut slot.flow;
+            let Some(flow) = slot.live() else { continue };
             for side in Side::BOTH {
                 if let Some(end) = flow.end_mut(side) {
                     end.handle_timeout(now);
@@ -272,8 +262,8 @@ impl SplitRelay {
     /// The path to the host on `side` takes packets of `mtu` bytes only (from an ICMP message that quoted
     /// a segment of this connection).
     pub fn path_mtu(&mut self, now: Instant, key: &FlowKey, side: Side, mtu: u16) {
-        if let Some(slot) = self.flows.get_mut(key)
-            && let Some(end) = slot.flow.end_mut(side)
+        if let Some(flow) = self.live(key)
+            && let Some(end) = flow.end_mut(side)
         {
             let headers = if key.terminal.0.is_ipv4() { 40 } else { 60 };
             end.set_path_mss(mtu.saturating_sub(headers));
@@ -285,10 +275,9 @@ impl SplitRelay {
 
     /// Lets a flow act on what changed, and lines it up for transmission.
     fn touch(&mut self, now: Instant, key: FlowKey) {
-        let Some(slot) = self.flows.get_mut(&key) else {
+        let Some(flow) = self.flows.get_mut(&key).and_then(Slot::live) else {
             return;
         };
-        let flow = &mut slot.flow;
         let was_open = flow.held.is_none();
         let mut answer = false;
         for side in Side::BOTH {
@@ -319,7 +308,9 @@ impl SplitRelay {
         let Some(slot) = self.flows.get_mut(&key) else {
             return;
         };
-        slot.flow.pump(now);
+        if let Some(flow) = slot.live() {
+            flow.pump(now);
+        }
         if !slot.ready {
             slot.ready = true;
             self.ready.push_back(key);
@@ -345,7 +336,7 @@ impl SplitRelay {
     }
 
     fn transmit_flow(&mut self, now: Instant, key: FlowKey, out: &mut [u8]) -> Option<Transmit> {
-        let flow = &mut self.flows.get_mut(&key)?.flow;
+        let flow = self.flows.get_mut(&key)?.live()?;
         for to in Side::BOTH {
             let (source, _) = key.host(to.opposite());
             let (destination, _) = key.host(to);
@@ -381,7 +372,7 @@ impl SplitRelay {
             return;
         };
         slot.ready = false;
-        let flow = &mut slot.flow;
+        let Some(flow) = slot.live() else { return };
         if flow.is_dead() {
             if !flow.lingers() {
                 self.remove(&key);
@@ -389,6 +380,8 @@ impl SplitRelay {
             }
             flow.dead_at.get_or_insert(now);
         }
+        let opened = !flow.counted && (flow.is_open() || flow.dead_at.is_some());
+        flow.counted |= opened;
         let watch = match flow.dead_at {
             Some(dead) => dead + self.config.linger,
             None if !flow.is_open() => flow.opened_at + self.config.open_timeout,
@@ -401,16 +394,7 @@ impl SplitRelay {
             }
             self.deadlines.insert((deadline, key));
         }
-        self.count_half_open(key);
-    }
-
-    /// Counts a flow as open once it is.
-    fn count_half_open(&mut self, key: FlowKey) {
-        let Some(slot) = self.flows.get_mut(&key) else {
-            return;
-        };
-        if !slot.flow.counted && (slot.flow.is_open() || slot.flow.dead_at.is_some()) {
-            slot.flow.counted = true;
+        if opened {
             self.half_open = self.half_open.saturating_sub(1);
         }
     }
@@ -420,11 +404,12 @@ impl SplitRelay {
         let Some(slot) = self.flows.remove(key) else {
             return false;
         };
-        self.remember_path(key, &slot.flow);
+        let Some(flow) = slot.look() else { return false };
+        self.remember_path(key, &flow);
         if let Some(deadline) = slot.deadline {
             self.deadlines.remove(&(deadline, *key));
         }
-        if !slot.flow.counted {
+        if !flow.counted {
             self.half_open = self.half_open.saturating_sub(1);
         }
         true
@@ -450,13 +435,29 @@ impl SplitRelay {
         self.paths.insert(terminal, PathMemory { bandwidth, ..learnt });
     }
 
-    /// Frees what idle connections do not need; worth calling every few seconds.
-    pub fn trim(&mut self, now: Instant, silent_for: Duration) {
-        for slot in self.flows.values_mut() {
-            if slot.flow.silence(now) >= silent_for {
-                slot.flow.trim();
-            }
-        }
+    /// Parks connections on which nothing has happened for `silent_for`: they are kept as their snapshot,
+    /// a third of the size, and wake with the next packet or deadline. Worth calling every few seconds.
+    /// Returns how many were parked.
+    pub fn trim(&mut self, now: Instant, silent_for: Duration) -> usize {
+        self.flows
+            .values_mut()
+            .filter_map(|slot| {
+                slot.park(now, |flow| flow.silence(now) >= silent_for && flow.is_quiet())
+                    .then_some(())
+            })
+            .count()
+    }
+
+    /// Bytes of memory a connection takes, buffers of a busy one not counted.
+    pub fn memory(&self, key: &FlowKey) -> Option<usize> {
+        self.flows
+            .get(key)
+            .map(|slot| size_of::<Slot>() + size_of::<FlowKey>() + slot.memory())
+    }
+
+    /// The flow of `key`, woken if it was parked.
+    fn live(&mut self, key: &FlowKey) -> Option<&mut Flow> {
+        self.flows.get_mut(key)?.live()
     }
 
     // -- handoff --------------------------------------------------------------------------------------
@@ -464,7 +465,7 @@ impl SplitRelay {
     /// The whole state of a connection at `now`, versioned: sequence numbers, windows, options, congestion
     /// and RTT state, buffered bytes, SACK scoreboard.
     pub fn snapshot(&self, now: Instant, key: &FlowKey) -> Option<Vec<u8>> {
-        let flow = &self.flows.get(key)?.flow;
+        let flow = self.flows.get(key)?.look()?;
         let mut writer = Writer::new(now);
         MAGIC.encode(&mut writer);
         VERSION.encode(&mut writer);
@@ -508,14 +509,7 @@ impl SplitRelay {
         if !flow.counted {
             self.half_open += 1;
         }
-        self.flows.insert(
-            key,
-            Slot {
-                flow,
-                deadline: None,
-                ready: false,
-            },
-        );
+        self.flows.insert(key, Slot::new(flow));
         self.touch(now, key);
         Ok(key)
     }
