@@ -102,7 +102,11 @@ fn scenarios(first: u64, count: u64) {
         let mut failures = 0;
         let mut time = Duration::ZERO;
         for seed in first..first + count {
-            match Scenario::random(seed, topology).run() {
+            let scenario = Scenario::random(seed, topology);
+            if count == 1 {
+                println!("{scenario:#?}");
+            }
+            match scenario.run() {
                 Ok(summary) => time += summary.time,
                 Err(error) => {
                     failures += 1;

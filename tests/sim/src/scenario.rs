@@ -15,6 +15,10 @@ use crate::relay::{SnoopMiddle, SplitMiddle};
 use crate::rng::SimRng;
 use crate::world::{Middle, World};
 
+/// No scenario takes longer, in virtual time. A burst of loss lasts a number of packets: where a timeout
+/// has backed off to one packet a minute, hours.
+const SLOWEST: Instant = Instant::from_secs(7 * 24 * 3600);
+
 /// What stands between the hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topology {
@@ -263,7 +267,7 @@ impl Scenario {
             .scripts
             .iter()
             .any(|script| script.abort_after_read.is_some());
-        world.run(Instant::from_secs(12 * 3600), |world| {
+        world.run(SLOWEST, |world| {
             [&world.a[0], &world.b[0]]
                 .iter()
                 .all(|s| s.ended.is_some() && (s.saw_end || aborts))
@@ -332,7 +336,7 @@ pub fn crowd(seed: u64, connections: u16) -> Result<Summary, String> {
     }
     let [u0, u1, d0, d1] = template.links.clone().map(|config| Link::new(config, rng.next()));
     let mut world = World::new(a, b, vec![u0, u1], vec![d0, d1], template.middle());
-    world.run(Instant::from_secs(12 * 3600), |world| {
+    world.run(SLOWEST, |world| {
         world
             .a
             .iter()
