@@ -109,7 +109,7 @@ impl Middle for SplitMiddle {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.relay.poll_timeout()
+        self.relay.poll_timeout().map(|(at, _)| at)
     }
 
     fn timeout(&mut self, now: Instant) {
@@ -196,7 +196,7 @@ impl Middle for SnoopMiddle {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.relay.poll_timeout()
+        self.relay.poll_timeout().map(|(at, _)| at)
     }
 
     fn timeout(&mut self, now: Instant) {

@@ -23,6 +23,8 @@ pub enum Timer {
     TimeWait,
     /// The next segment may leave.
     Pacing,
+    /// A relay's own bound: a connection that does not open, or is silent, or lingers. Endpoints have none.
+    Idle,
 }
 choice!(Timer {
     Retransmit = 0,
@@ -33,11 +35,12 @@ choice!(Timer {
     KeepAlive = 5,
     TimeWait = 6,
     Pacing = 7,
+    Idle = 8,
 });
 
 impl Timer {
     /// Every timer.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Retransmit,
         Self::TailProbe,
         Self::Reorder,
@@ -46,6 +49,7 @@ impl Timer {
         Self::KeepAlive,
         Self::TimeWait,
         Self::Pacing,
+        Self::Idle,
     ];
 }
 

@@ -35,7 +35,7 @@ impl Endpoint {
                 Timer::KeepAlive => self.on_keep_alive(now),
                 Timer::TimeWait => self.finish(self.closed.unwrap_or(Closed::Finished)),
                 // Polling for transmission is all it takes.
-                Timer::Pacing => {}
+                Timer::Pacing | Timer::Idle => {}
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::codec::{Codec, Reader, RestoreError, Writer, record};
 use crate::endpoint::{Closed, Endpoint, Outgoing, State};
 use crate::segment::{Ecn, Flags, Header, Segment};
 use crate::seq::SeqNum;
+use crate::timer::Timer;
 
 /// The SYN that waits for the far side to answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -212,13 +213,12 @@ impl Flow {
         }
     }
 
-    /// The earliest deadline of its endpoints.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let of = |side| self.end(side).and_then(Endpoint::poll_timeout).map(|(at, _)| at);
-        [of(Side::Terminal), of(Side::Network)]
+    /// The earliest deadline of its endpoints, and what it is for.
+    pub(super) fn next_deadline(&self) -> Option<(Instant, Timer)> {
+        Side::BOTH
             .into_iter()
-            .flatten()
-            .min()
+            .filter_map(|side| self.end(side).and_then(Endpoint::poll_timeout))
+            .min_by_key(|(at, _)| *at)
     }
 
     pub(super) fn syn_flag(header: &Header) -> bool {

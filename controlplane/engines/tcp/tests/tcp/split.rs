@@ -202,7 +202,10 @@ impl Lab {
             let wire = self.wire.iter().map(|flying| flying.at);
             let hosts = [Some(&self.terminal), self.peer.as_ref()].into_iter().flatten();
             let timers = hosts.filter_map(Endpoint::poll_timeout).map(|(at, _)| at);
-            let next = wire.chain(timers).chain(self.relay.poll_timeout()).min();
+            let next = wire
+                .chain(timers)
+                .chain(self.relay.poll_timeout().map(|(at, _)| at))
+                .min();
             let Some(next) = next.filter(|at| *at <= end) else {
                 break;
             };
@@ -419,7 +422,7 @@ fn a_flood_of_openings_fills_the_bound_and_then_passes() {
         ([100, 900], 100, 900)
     );
     let mut now = Instant::ZERO;
-    while let Some(at) = relay.poll_timeout() {
+    while let Some((at, _)) = relay.poll_timeout() {
         now = at;
         relay.handle_timeout(now);
         while relay.poll_transmit(now, &mut buffer).is_some() {}
@@ -580,7 +583,9 @@ fn bytes_that_are_no_flow_are_refused() {
                         break;
                     }
                 }
-                let Some(at) = relay.poll_timeout() else { break };
+                let Some((at, _)) = relay.poll_timeout() else {
+                    break;
+                };
                 now = now.max(at);
                 relay.handle_timeout(now);
             }

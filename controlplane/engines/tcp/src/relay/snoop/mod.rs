@@ -35,6 +35,7 @@ use super::{FlowKey, Side, Verdict};
 use crate::packet::{NotTcp, TcpPacket};
 use crate::segment::Flags;
 use crate::seq::Offset;
+use crate::timer::Timer;
 
 /// Bounds of Snoop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -413,9 +414,14 @@ impl SnoopRelay {
         None
     }
 
-    /// When `handle_timeout` wants to be called.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+    /// When `handle_timeout` wants to be called, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let (at, key) = self.deadlines.first()?;
+        let waits = self
+            .flows
+            .get(key)
+            .is_some_and(|flow| flow.repeat_at(self.config.min_timeout).is_some());
+        Some((*at, if waits { Timer::Retransmit } else { Timer::Idle }))
     }
 
     /// Handles every deadline up to `now`.

@@ -130,7 +130,7 @@ fn a_tail_is_repeated_by_the_timer() {
     let mut relay = SnoopRelay::new(SnoopConfig::default());
     let tail = data(&mut relay, Instant::ZERO, 1000, None);
     let (mut now, mut repeats) = (Instant::ZERO, 0);
-    while let Some(at) = relay.poll_timeout().filter(|_| repeats < 3) {
+    while let Some((at, _)) = relay.poll_timeout().filter(|_| repeats < 3) {
         now = at;
         relay.handle_timeout(now);
         while let Some(repeat) = relay.poll_transmit(now) {

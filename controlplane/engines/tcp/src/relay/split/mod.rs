@@ -29,6 +29,7 @@ use crate::endpoint::{Closed, Command, Endpoint};
 use crate::isn::IsnSecret;
 use crate::packet::{IpHeader, NotTcp, TcpPacket};
 use crate::segment::{Flags, Segment};
+use crate::timer::Timer;
 
 /// Terminals whose path is remembered.
 const MAX_PATHS: usize = 4096;
@@ -223,9 +224,15 @@ impl SplitRelay {
 
     // -- time -----------------------------------------------------------------------------------------
 
-    /// When `handle_timeout` wants to be called.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(at, _)| *at)
+    /// When `handle_timeout` wants to be called, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        let (at, key) = self.deadlines.first()?;
+        let timer = self
+            .flows
+            .get(key)
+            .and_then(|slot| slot.deadline)
+            .map_or(Timer::Idle, |(_, timer)| timer);
+        Some((*at, timer))
     }
 
     /// Handles every deadline up to `now`.
@@ -387,12 +394,16 @@ impl SplitRelay {
             None if !flow.is_open() => flow.opened_at + self.config.open_timeout,
             None => flow.active_at + self.config.idle_timeout,
         };
-        let deadline = flow.next_deadline().map_or(watch, |at| at.min(watch));
+        let watch = (watch, Timer::Idle);
+        let deadline = flow
+            .next_deadline()
+            .filter(|(at, _)| *at <= watch.0)
+            .unwrap_or(watch);
         if slot.deadline != Some(deadline) {
-            if let Some(old) = slot.deadline.replace(deadline) {
+            if let Some((old, _)) = slot.deadline.replace(deadline) {
                 self.deadlines.remove(&(old, key));
             }
-            self.deadlines.insert((deadline, key));
+            self.deadlines.insert((deadline.0, key));
         }
         if opened {
             self.half_open = self.half_open.saturating_sub(1);
@@ -406,7 +417,7 @@ impl SplitRelay {
         };
         let Some(flow) = slot.look() else { return false };
         self.remember_path(key, &flow);
-        if let Some(deadline) = slot.deadline {
+        if let Some((deadline, _)) = slot.deadline {
             self.deadlines.remove(&(deadline, *key));
         }
         if !flow.counted {

@@ -7,6 +7,7 @@ use towpath_base::Instant;
 
 use crate::codec::{Codec, Reader, Writer};
 use crate::relay::flow::Flow;
+use crate::timer::Timer;
 
 /// A flow in one of its two forms.
 enum Stored {
@@ -19,7 +20,7 @@ enum Stored {
 pub(super) struct Slot {
     stored: Stored,
     /// The deadline registered for it.
-    pub(super) deadline: Option<Instant>,
+    pub(super) deadline: Option<(Instant, Timer)>,
     /// It stands in the queue of those with something to send.
     pub(super) ready: bool,
 }
