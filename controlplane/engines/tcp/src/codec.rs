@@ -2,7 +2,7 @@
 //!
 //! Integers are written in groups of seven bits, low groups first, since most are small; an [`Instant`] is stored as its distance from the moment
 //! of the snapshot, because the machine that restores it has another clock. Decoding never allocates more
-//! than the input can pay for and never panics. [`record!`] destructures exhaustively, so a field added to
+//! than the input can pay for and never panics. `record!` destructures exhaustively, so a field added to
 //! a structure breaks its codec until it is listed.
 
 use alloc::boxed::Box;

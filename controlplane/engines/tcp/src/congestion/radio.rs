@@ -7,8 +7,12 @@
 //!   drains its queue), and only while the round trip is near its minimum. There is no queue then, so the
 //!   loss is the link's own. A policer or a short buffer loses nothing at that pace, so its losses are
 //!   never mistaken for noise.
-//! * **Loss is congestion** when it exceeds that floor by more than BBR's threshold *and* the round trip
-//!   has grown; or, whatever the round trip, when it exceeds the floor by a quarter of all packets.
+//! * **Loss is congestion** when the round trip has grown and the loss is above one and a half times the
+//!   floor: then the flight yields at once, to what was just delivered less a margin, and the short-term
+//!   model is cut as BBR cuts it. More than BBR's 2 % above it while probing ends the probe and lowers the
+//!   long-term bound. A quarter of all packets above the floor is congestion whatever the round trip.
+//! * **Loss without a longer round trip changes nothing**: neither window nor pace. When the queue is gone,
+//!   so are the cuts.
 //! * **The pace is raised** by what the floor takes, 1 / (1 − floor), so that lost packets do not idle the
 //!   link; the floor is believed up to 10 %.
 //! * **Guards kept from BBR:** an ECN mark is always congestion; the window is bounded by the
@@ -16,6 +20,12 @@
 //!   10 s passed without a sample near the minimum.
 //! * **Fast start:** on a path of more than 25 ms the initial window grows with the round trip, up to
 //!   eightfold, paced; on a path known from before sending starts at three quarters of the remembered rate.
+//!   A queue together with one round without growth ends the start; BBR waits for three such rounds.
+//!
+//! **When it falls back.** On a clean path the floor is nil and `radio` is BBR that paces at the full rate
+//! and measures the round trip without draining the path as long as it sees it unchanged. Where a queue is
+//! always there, kept by others, no floor is learnt and every loss is answered. Losses that depend on the
+//! pace, a policer's for one, do not enter the floor either.
 
 use core::time::Duration;
 

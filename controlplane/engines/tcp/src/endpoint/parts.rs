@@ -32,7 +32,7 @@ pub enum Command {
     Readable,
     /// Room to write became free.
     Writable,
-    /// The peer's urgent pointer moved; see [`Endpoint::urgent_received`].
+    /// The peer's urgent pointer moved; see [`urgent_received`](super::Endpoint::urgent_received).
     Urgent,
     /// The connection ended.
     Closed(Closed),
