@@ -1,0 +1,118 @@
+//! Parameters of the split relay, and what it shows of itself.
+
+use core::time::Duration;
+
+use super::Side;
+use crate::config::Config;
+use crate::endpoint::{State, Stats};
+
+/// How connections are opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Handshake {
+    /// The far side first.
+    #[default]
+    Synchronous,
+    /// Answer the opener at once.
+    Early,
+}
+
+/// Parameters of a side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SideConfig {
+    /// Largest IP packet that fits the path inside the SA, bytes.
+    pub mtu: u16,
+    /// Everything else; ports and segment size are filled in per connection.
+    pub connection: Config,
+}
+
+impl Default for SideConfig {
+    fn default() -> Self {
+        let connection = Config {
+            time_wait: Duration::from_secs(10),
+            ..Config::default()
+        };
+        Self {
+            mtu: 1400,
+            connection,
+        }
+    }
+}
+
+/// Parameters of the relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SplitConfig {
+    /// Towards the terminal.
+    pub terminal: SideConfig,
+    /// Towards the network.
+    pub network: SideConfig,
+    /// How connections are opened.
+    pub handshake: Handshake,
+    /// Most connections; further ones pass untouched.
+    pub max_flows: usize,
+    /// Most connections not yet open; further ones pass untouched.
+    pub max_half_open: usize,
+    /// A connection silent this long is reset.
+    pub idle_timeout: Duration,
+    /// A connection not open after this long is forgotten.
+    pub open_timeout: Duration,
+    /// How long segments of an aborted connection are answered with resets.
+    pub linger: Duration,
+}
+
+impl Default for SplitConfig {
+    fn default() -> Self {
+        Self {
+            terminal: SideConfig::default(),
+            network: SideConfig::default(),
+            handshake: Handshake::Synchronous,
+            max_flows: 65_536,
+            max_half_open: 4_096,
+            idle_timeout: Duration::from_secs(4 * 3600),
+            open_timeout: Duration::from_secs(120),
+            linger: Duration::from_secs(30),
+        }
+    }
+}
+
+impl SplitConfig {
+    pub(super) const fn side(&self, side: Side) -> &SideConfig {
+        match side {
+            Side::Terminal => &self.terminal,
+            Side::Network => &self.network,
+        }
+    }
+}
+
+/// What the relay did so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SplitStats {
+    /// Connections begun.
+    pub opened: u64,
+    /// Connections refused by the far side.
+    pub refused: u64,
+    /// Connections over the bounds, passed untouched.
+    pub over_limit: u64,
+    /// Connections reset for silence.
+    pub idle: u64,
+    /// Packets dropped for a wrong checksum or header.
+    pub malformed: u64,
+}
+
+/// One side of a connection, for people to look at (N7).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SideView {
+    /// State of RFC 9293.
+    pub state: State,
+    /// SRTT.
+    pub smoothed_rtt: Option<Duration>,
+    /// Congestion window, bytes.
+    pub window: u64,
+    /// Bytes in flight.
+    pub in_flight: u64,
+    /// Bytes waiting to be sent or acknowledged.
+    pub queued: usize,
+    /// Bytes received that the other side has not taken.
+    pub unread: usize,
+    /// Counters.
+    pub stats: Stats,
+}
