@@ -207,7 +207,11 @@ impl SnoopRelay {
             self.remove(&key);
             if flags.has(Flags::RST) {
                 self.hellos.remove(&key);
-            } else if self.hellos.len() < self.config.max_flows || self.hellos.contains_key(&key) {
+            } else {
+                if self.hellos.len() >= self.config.max_flows {
+                    // Openings that never led to data make room first come, first gone.
+                    self.hellos.pop_first();
+                }
                 let scale = packet.segment.header.options.window_scale;
                 let hello = self.hellos.entry(key).or_default();
                 match from {
