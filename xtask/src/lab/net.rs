@@ -142,9 +142,11 @@ fn addr(family: Family, link: u8, host: u8) -> IpAddr {
 
 /// Every address the gateway has.
 pub fn gateway_addresses() -> Vec<IpAddr> {
+    let link_local = IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1]);
     LINKS
         .iter()
         .flat_map(|(node, ..)| Family::ALL.map(|f| node.gateway(f)))
+        .chain([link_local])
         .collect()
 }
 
