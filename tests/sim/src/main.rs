@@ -1,5 +1,6 @@
 //! Simulations from the command line: `towpath-sim goodput [seconds]`.
 #![forbid(unsafe_code)]
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
