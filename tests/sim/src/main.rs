@@ -1,6 +1,5 @@
 //! Simulations from the command line: `towpath-sim goodput [seconds]`.
 #![forbid(unsafe_code)]
-#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
