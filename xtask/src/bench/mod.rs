@@ -165,7 +165,10 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
         "dataplane" if cfg!(debug_assertions) => return run_optimised(root, args),
         "dataplane" => dataplane::run(root, args)?,
         "terminal" => terminal::run(root, args)?,
-        other => bail!("there is no benchmark {other:?}; there are dataplane and terminal"),
+        other => {
+            let known = "there are dataplane and terminal";
+            return Err(crate::sh::Usage(format!("there is no benchmark {other:?}; {known}")).into());
+        }
     };
     print_table(&records);
     let kept = root.join("target/bench").join(format!("{}.json", args.name));
