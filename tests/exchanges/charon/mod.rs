@@ -284,7 +284,12 @@ fn simultaneous_starts_with_charon_end_with_one_sa() {
         let ike = ike_of(&station, now);
         station.endpoint.delete_ike(now, ike).unwrap();
         station.run_until(&lab, "deleted", |station| station.children.is_empty());
-        assert_eq!(lab.ask("--list-sas"), "");
+        // An attempt of ours that yielded leaves charon a half-open IKE SA, which it forgets by itself.
+        let list = lab.ask("--list-sas");
+        assert!(
+            !list.contains("ESTABLISHED") && !list.contains("INSTALLED"),
+            "{list}"
+        );
     }
     println!("{crossed} of 5 starts crossed");
     assert!(crossed > 0);

@@ -267,6 +267,19 @@ impl Lab {
     }
 
     /// Starts a command at a node in the background; [`Lab::down`] ends it. Its output goes to
+    /// Makes a program of this build runnable at a node and says under which path: a guest kernel has a `/tmp` of
+    /// its own, which would hide a build that lies there.
+    pub fn lend(&self, node: Node, program: &Path) -> Result<PathBuf> {
+        let guest = self.guest(node);
+        if !guest.dir().join("ready").exists() {
+            return Ok(program.to_owned());
+        }
+        let name = program.file_name().context("a program has a name")?;
+        std::fs::copy(program, guest.dir().join(name))
+            .with_context(|| format!("lend {} to the guest", program.display()))?;
+        Ok(Path::new("/run/work").join(name))
+    }
+
     /// `NAME.log` in the lab's folder. Not for a guest kernel.
     pub fn spawn(&mut self, node: Node, name: &str, cmd: &Cmd) -> Result<Process> {
         let pid = self.net.inside(node, cmd.clone()).spawn(&self.log_file(name))?;

@@ -75,9 +75,10 @@ pub fn start_server(lab: &mut Lab, node: Node) -> Result<()> {
             bail!("no transfer server at {name}")
         };
     }
+    let program = lab.lend(node, &xtask)?;
     let serve = format!(
         "setsid {} pump serve >/run/pump.log 2>&1 </dev/null &",
-        xtask.display()
+        program.display()
     );
     let script = format!(
         "{serve} for i in {{1..100}}; do grep -q ready /run/pump.log && exit 0; sleep .05; done; exit 1"
