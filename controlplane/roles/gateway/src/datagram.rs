@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use towpath_base::DropReason;
 use towpath_common::wire::{NON_ESP_MARKER_LEN, PORT_IKE_NATT};
 use towpath_fabric::Datagram;
@@ -91,19 +91,6 @@ pub fn build(datagram: &Datagram) -> Option<Vec<u8>> {
     let mut packet = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut packet, payload).ok()?;
     Some(packet)
-}
-
-/// Source, destination and protocol of an IP packet, for packets that are forwarded through the kernel.
-pub fn endpoints(packet: &[u8]) -> Option<(IpAddr, IpAddr, IpNumber)> {
-    let sliced = SlicedPacket::from_ip(packet).ok()?;
-    let net = sliced.net?;
-    let protocol = match &net {
-        NetSlice::Ipv4(v4) => v4.payload().ip_number,
-        NetSlice::Ipv6(v6) => v6.payload().ip_number,
-        _ => return None,
-    };
-    let (source, destination) = addresses(&net)?;
-    Some((source, destination, protocol))
 }
 
 #[cfg(test)]
