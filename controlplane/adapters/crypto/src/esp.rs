@@ -57,6 +57,7 @@ impl EspProvider for AwsLcEsp {
             EspSuite::Aes256Gcm16 => gcm(&AES_256_GCM, key, salt),
             EspSuite::Aes128CbcSha256 => cbc(&AES_128, key, keys.integrity.expose()),
             EspSuite::Aes256CbcSha256 => cbc(&AES_256, key, keys.integrity.expose()),
+            _ => return Err(InvalidKey),
         }?;
         Ok(AwsLcTransform { suite, cipher })
     }

@@ -91,64 +91,9 @@ impl fmt::Display for UnknownName {
 
 impl core::error::Error for UnknownName {}
 
-named! {
-    /// How ESP protects: cipher and, where separate, integrity. Names as strongSwan's `esp_proposals`.
-    EspSuite {
-        /// AES-128-GCM with a 16-byte ICV (RFC 4106).
-        Aes128Gcm16 = 1, "aes128gcm16";
-        /// AES-256-GCM with a 16-byte ICV (RFC 4106).
-        Aes256Gcm16 = 2, "aes256gcm16";
-        /// AES-128-CBC (RFC 3602) with HMAC-SHA2-256-128 (RFC 4868).
-        Aes128CbcSha256 = 3, "aes128-sha256";
-        /// AES-256-CBC (RFC 3602) with HMAC-SHA2-256-128 (RFC 4868).
-        Aes256CbcSha256 = 4, "aes256-sha256";
-    }
-}
-
-impl EspSuite {
-    /// Bytes of cipher key, the salt of a counter-mode cipher not counted.
-    pub const fn cipher_key_len(self) -> usize {
-        match self {
-            Self::Aes128Gcm16 | Self::Aes128CbcSha256 => 16,
-            Self::Aes256Gcm16 | Self::Aes256CbcSha256 => 32,
-        }
-    }
-
-    /// Bytes of salt that follow the cipher key in the keying material (RFC 4106 §8.1).
-    pub const fn salt_len(self) -> usize {
-        if self.is_aead() { 4 } else { 0 }
-    }
-
-    /// Bytes of separate integrity key, 0 for an AEAD.
-    pub const fn integrity_key_len(self) -> usize {
-        if self.is_aead() { 0 } else { 32 }
-    }
-
-    /// Bytes of keying material for one direction.
-    pub const fn key_material_len(self) -> usize {
-        self.cipher_key_len() + self.salt_len() + self.integrity_key_len()
-    }
-
-    /// Bytes of explicit IV in each packet.
-    pub const fn iv_len(self) -> usize {
-        if self.is_aead() { 8 } else { 16 }
-    }
-
-    /// Bytes of ICV in each packet.
-    pub const fn icv_len(self) -> usize {
-        16
-    }
-
-    /// Payload and trailer must fill a multiple of this many bytes.
-    pub const fn block_len(self) -> usize {
-        if self.is_aead() { 4 } else { 16 }
-    }
-
-    /// True when cipher and integrity are one algorithm under one key.
-    pub const fn is_aead(self) -> bool {
-        matches!(self, Self::Aes128Gcm16 | Self::Aes256Gcm16)
-    }
-}
+// Behind the macro it uses.
+mod suite;
+pub use suite::{EspCipher, EspIntegrity, EspSuite};
 
 named! {
     /// IPsec mode (RFC 4301 §3.2).
@@ -194,6 +139,41 @@ impl EspKeys {
             cipher: Key::from_slice(cipher)?,
             integrity: Key::from_slice(integrity)?,
         })
+    }
+
+    /// The keys apart; `None` if a length does not fit `suite`.
+    pub fn parts(&self, suite: EspSuite) -> Option<KeyParts<'_>> {
+        if self.integrity.len() != suite.integrity_key_len()
+            || self.cipher.len() != suite.cipher_key_len() + suite.salt_len()
+        {
+            return None;
+        }
+        let (cipher, salt) = self
+            .cipher
+            .expose()
+            .split_at_checked(suite.cipher_key_len())?;
+        Some(KeyParts {
+            cipher,
+            salt,
+            integrity: self.integrity.expose(),
+        })
+    }
+}
+
+/// [`EspKeys`] apart, each of the length its suite asks for.
+#[derive(Clone, Copy)]
+pub struct KeyParts<'a> {
+    /// Cipher key.
+    pub cipher: &'a [u8],
+    /// Salt.
+    pub salt: &'a [u8],
+    /// Integrity key.
+    pub integrity: &'a [u8],
+}
+
+impl fmt::Debug for KeyParts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
     }
 }
 

@@ -280,7 +280,7 @@ impl<T: EspTransform> OutboundSa<T> {
         let [a, b, c, d] = self.spi.0.to_be_bytes();
         let [e, f, g, h] = (sequence as u32).to_be_bytes();
         *header = [a, b, c, d, e, f, g, h];
-        if suite.is_aead() {
+        if suite.is_counter_mode() {
             // RFC 4106 §3.1: a counter; ours is the sequence number, all 64 bits, ESN or not.
             iv.copy_from_slice(&sequence.to_be_bytes());
         } else {

@@ -66,6 +66,7 @@ impl EspProvider for SoftEsp {
             EspSuite::Aes256CbcSha256 => {
                 Cipher::Cbc256(Aes256::new_from_slice(key).map_err(|_| InvalidKey)?, mac()?)
             }
+            _ => return Err(InvalidKey),
         };
         Ok(SoftTransform { suite, cipher })
     }

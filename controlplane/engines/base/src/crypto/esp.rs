@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use crate::sa::{EspKeys, EspSuite};
+use crate::key::Key;
+use crate::sa::{EspIntegrity, EspKeys, EspSuite};
 
 /// The parts of one ESP packet that a transform works on, in place (RFC 4303 §2).
 ///
@@ -19,6 +20,75 @@ pub struct EspParts<'a> {
     pub payload: &'a mut [u8],
     /// ICV, [`EspSuite::icv_len`] bytes: written by `seal`, checked by `open`.
     pub icv: &'a mut [u8],
+}
+
+impl EspParts<'_> {
+    /// Additional authenticated data of an AEAD: the header, with ESN its sequence number in full (RFC 4106 §5).
+    #[inline]
+    pub const fn aad(&self) -> Aad {
+        let [a, b, c, d, e, f, g, h] = self.header;
+        match self.esn_high {
+            None => Aad {
+                bytes: [a, b, c, d, e, f, g, h, 0, 0, 0, 0],
+                len: 8,
+            },
+            Some(high) => {
+                let [i, j, k, l] = high.to_be_bytes();
+                Aad {
+                    bytes: [a, b, c, d, i, j, k, l, e, f, g, h],
+                    len: 12,
+                }
+            }
+        }
+    }
+
+    /// `salt`, then the explicit IV: the nonce of GCM and ChaCha20-Poly1305 (12 bytes, RFC 4106 §4, RFC 7634 §2.1)
+    /// and of CCM (11 bytes, RFC 4309 §4).
+    #[inline]
+    pub fn nonce<const SALT: usize, const LEN: usize>(&self, salt: &[u8; SALT]) -> Result<[u8; LEN], Forged> {
+        let iv: &[u8; 8] = self.iv.try_into().map_err(|_| Forged)?;
+        let mut nonce = [0; LEN];
+        let (front, back) = nonce.split_at_mut_checked(SALT).ok_or(Forged)?;
+        front.copy_from_slice(salt);
+        *<&mut [u8; 8]>::try_from(back).map_err(|_| Forged)? = *iv;
+        Ok(nonce)
+    }
+
+    /// The first counter block of AES-CTR: nonce, IV, one (RFC 3686 §4).
+    #[inline]
+    pub fn counter_block(&self, nonce: &[u8; 4]) -> Result<[u8; 16], Forged> {
+        let iv: [u8; 8] = self.iv.try_into().map_err(|_| Forged)?;
+        let ([a, b, c, d], [e, f, g, h, i, j, k, l]) = (*nonce, iv);
+        Ok([a, b, c, d, e, f, g, h, i, j, k, l, 0, 0, 0, 1])
+    }
+
+    /// What a separate integrity algorithm covers, in order: header, IV, ciphertext, and with ESN the unsent half of
+    /// the sequence number (RFC 4303 §3.3.2.1). The fourth piece is empty without ESN.
+    #[inline]
+    pub fn covered<'a>(&'a self, high: &'a mut [u8; 4]) -> [&'a [u8]; 4] {
+        let high = match self.esn_high {
+            Some(value) => {
+                *high = value.to_be_bytes();
+                &high[..]
+            }
+            None => &[],
+        };
+        [&self.header, self.iv, &*self.payload, high]
+    }
+}
+
+/// 8 or 12 bytes, see [`EspParts::aad`].
+#[derive(Debug, Clone, Copy)]
+pub struct Aad {
+    bytes: [u8; 12],
+    len: usize,
+}
+
+impl AsRef<[u8]> for Aad {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
 }
 
 /// The integrity check failed (or the parts have impossible lengths): nothing about the packet is to be believed.
@@ -59,4 +129,25 @@ pub trait EspProvider {
 
     /// A transform under `keys`.
     fn transform(&self, suite: EspSuite, keys: &EspKeys) -> Result<Self::Transform, InvalidKey>;
+}
+
+/// One keyed integrity algorithm: what AH needs, and half of an ESP suite.
+pub trait IcvTransform {
+    /// The algorithm.
+    fn integrity(&self) -> EspIntegrity;
+
+    /// Writes the ICV over `pieces`, one after the other, to `icv` ([`EspIntegrity::icv_len`] bytes).
+    fn sign(&mut self, pieces: &[&[u8]], icv: &mut [u8]) -> Result<(), Forged>;
+
+    /// Checks `icv` over `pieces` in constant time.
+    fn verify(&mut self, pieces: &[&[u8]], icv: &[u8]) -> Result<(), Forged>;
+}
+
+/// Makes integrity transforms.
+pub trait IcvProvider {
+    /// What it makes.
+    type Icv: IcvTransform;
+
+    /// A transform under `key`, [`EspIntegrity::key_len`] bytes.
+    fn icv(&self, integrity: EspIntegrity, key: &Key) -> Result<Self::Icv, InvalidKey>;
 }

@@ -4,7 +4,9 @@ mod esp;
 #[cfg(feature = "alloc")]
 mod ike;
 
-pub use esp::{EspParts, EspProvider, EspTransform, Forged, InvalidKey};
+pub use esp::{
+    Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey,
+};
 #[cfg(feature = "alloc")]
 pub use ike::{CryptoError, DhGroup, Integrity, KeyGenerator, Prf, Secret, SkCipher, SkKeys, SkParts};
 
