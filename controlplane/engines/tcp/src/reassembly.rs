@@ -103,6 +103,11 @@ impl Reassembly {
         self.ready.len()
     }
 
+    /// Bytes of memory taken by everything received and not read, behind gaps or not.
+    pub(crate) fn memory(&self) -> usize {
+        self.ready.len() + self.held
+    }
+
     /// True while data waits behind a gap.
     pub(crate) fn has_gap(&self) -> bool {
         !self.fragments.is_empty()

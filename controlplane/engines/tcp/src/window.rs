@@ -58,6 +58,12 @@ impl ReceiveWindow {
         self.limit
     }
 
+    /// Changes the largest size; the announced edge stays where it is.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        self.size = self.size.min(limit);
+    }
+
     /// Right edge announced so far.
     pub(crate) const fn edge(&self) -> Offset {
         self.edge

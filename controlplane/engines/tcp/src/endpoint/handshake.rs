@@ -18,7 +18,7 @@ impl Endpoint {
     /// Options of our SYN or SYN-ACK: the latter only repeats what the peer offered.
     pub(super) fn syn_options(&mut self, now: Instant) -> Options {
         let answering = self.state == State::SynReceived;
-        let scale = window::scale_for(self.window.limit());
+        let scale = window::scale_for(self.config.receive_limit);
         Options {
             mss: Some(self.config.mss),
             window_scale: if answering {
@@ -65,7 +65,7 @@ impl Endpoint {
         match options.window_scale.filter(|_| self.config.window_scale) {
             Some(scale) => {
                 negotiated.send_scale = scale;
-                negotiated.receive_scale = window::scale_for(self.window.limit());
+                negotiated.receive_scale = window::scale_for(self.config.receive_limit);
             }
             None => {
                 // u8::MAX keeps "not in use" apart from a shift of zero; shifts treat it as zero.

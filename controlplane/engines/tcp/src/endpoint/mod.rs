@@ -316,6 +316,22 @@ impl Endpoint {
         self.outgoing.set_limit(limit);
     }
 
+    /// Bytes in its buffers, both directions.
+    pub fn buffered(&self) -> usize {
+        self.outgoing.len() + self.incoming.memory()
+    }
+
+    /// Lets the receive window be at most `limit` bytes, or what the configuration says if that is less. What
+    /// was announced already stays granted.
+    pub fn set_receive_limit(&mut self, limit: usize) {
+        self.window.set_limit(limit.min(self.config.receive_limit));
+    }
+
+    /// Largest segment sent, options included, bytes.
+    pub const fn mss(&self) -> u16 {
+        self.negotiated.mss
+    }
+
     // -- closing --------------------------------------------------------------------------------------
 
     /// No more data from us: a FIN follows what was written (RFC 9293 §3.10.4).

@@ -234,6 +234,24 @@ impl Flow {
             })
     }
 
+    /// Bytes in its buffers.
+    pub(super) fn buffered(&self) -> usize {
+        Side::BOTH
+            .iter()
+            .filter_map(|side| self.end(*side))
+            .map(Endpoint::buffered)
+            .sum()
+    }
+
+    /// Lets no receive window grow beyond `limit` bytes.
+    pub(super) fn bound_windows(&mut self, limit: usize) {
+        for side in Side::BOTH {
+            if let Some(end) = self.end_mut(side) {
+                end.set_receive_limit(limit);
+            }
+        }
+    }
+
     /// Bytes its endpoints take.
     pub(super) fn memory(&self) -> usize {
         let of = |side| {

@@ -121,4 +121,6 @@ pub struct Transmit {
     pub len: usize,
     /// Its connection.
     pub flow: FlowKey,
+    /// The path the connection belongs to.
+    pub tag: u64,
 }

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::Side;
-use crate::config::Config;
+use crate::config::{Algorithm, Config};
 use crate::endpoint::{State, Stats};
 
 /// How connections are opened.
@@ -51,6 +51,11 @@ pub struct SplitConfig {
     pub max_flows: usize,
     /// Most connections not yet open; further ones pass untouched.
     pub max_half_open: usize,
+    /// Most connections of one path (see [`super::SplitRelay::handle_tagged`]); further ones pass untouched.
+    pub max_flows_per_tag: usize,
+    /// Most bytes in all buffers. As it fills, every connection's window shrinks; when it is full, data is
+    /// not taken and new connections pass untouched.
+    pub max_buffered: usize,
     /// A connection silent this long is reset.
     pub idle_timeout: Duration,
     /// A connection not open after this long is forgotten.
@@ -67,6 +72,8 @@ impl Default for SplitConfig {
             handshake: Handshake::Synchronous,
             max_flows: 65_536,
             max_half_open: 4_096,
+            max_flows_per_tag: 16_384,
+            max_buffered: 1 << 30,
             idle_timeout: Duration::from_secs(4 * 3600),
             open_timeout: Duration::from_secs(120),
             linger: Duration::from_secs(30),
@@ -96,6 +103,49 @@ pub struct SplitStats {
     pub idle: u64,
     /// Packets dropped for a wrong checksum or header.
     pub malformed: u64,
+    /// Segments whose data was not taken because the buffers were full.
+    pub over_memory: u64,
+}
+
+impl SplitStats {
+    /// Nothing happened yet.
+    pub const NONE: Self = Self {
+        opened: 0,
+        refused: 0,
+        over_limit: 0,
+        idle: 0,
+        malformed: 0,
+        over_memory: 0,
+    };
+}
+
+/// What is chosen for one connection when it begins; absent is what the relay's configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Opening {
+    /// Towards the terminal.
+    pub terminal: OpeningSide,
+    /// Towards the network.
+    pub network: OpeningSide,
+    /// How it is opened.
+    pub handshake: Option<Handshake>,
+}
+
+/// One side of an [`Opening`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpeningSide {
+    /// Largest IP packet that fits the path inside the SA, bytes.
+    pub mtu: Option<u16>,
+    /// Congestion control.
+    pub algorithm: Option<Algorithm>,
+}
+
+impl Opening {
+    pub(super) const fn side(&self, side: Side) -> &OpeningSide {
+        match side {
+            Side::Terminal => &self.terminal,
+            Side::Network => &self.network,
+        }
+    }
 }
 
 /// One side of a connection, for people to look at (N7).
@@ -105,6 +155,12 @@ pub struct SideView {
     pub state: State,
     /// SRTT.
     pub smoothed_rtt: Option<Duration>,
+    /// Smallest round trip seen lately.
+    pub min_rtt: Option<Duration>,
+    /// Congestion control in use.
+    pub algorithm: Algorithm,
+    /// Largest segment, bytes.
+    pub mss: u16,
     /// Congestion window, bytes.
     pub window: u64,
     /// Bytes in flight.

@@ -10,6 +10,8 @@
 //!   the bounds, are forwarded untouched: the relay degrades to plain forwarding, never to refusal.
 
 mod config;
+mod handoff;
+mod look;
 mod store;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,11 +21,10 @@ use core::time::Duration;
 
 use towpath_base::Instant;
 
-pub use self::config::{Handshake, SideConfig, SideView, SplitConfig, SplitStats};
+pub use self::config::{Handshake, Opening, OpeningSide, SideConfig, SideView, SplitConfig, SplitStats};
 use self::store::Slot;
 use super::flow::{Flow, HeldSyn, Seen};
 use super::{FlowKey, Side, Transmit, Verdict};
-use crate::codec::{Codec, Reader, RestoreError, Writer};
 use crate::config::{Config, PathMemory};
 use crate::endpoint::{Closed, Command, Endpoint};
 use crate::isn::IsnSecret;
@@ -33,6 +34,9 @@ use crate::timer::Timer;
 
 /// Terminals whose path is remembered.
 const MAX_PATHS: usize = 4096;
+
+/// Receive window a connection keeps when memory is short, bytes.
+const MIN_SHARE: usize = 16 << 10;
 
 /// Segments of one flow sent before another one's turn.
 const BURST: u32 = 32;
@@ -49,6 +53,10 @@ pub struct SplitRelay {
     ready: VecDeque<FlowKey>,
     burst: u32,
     half_open: usize,
+    /// Bytes in the buffers of all connections.
+    buffered: usize,
+    /// Connections of each tag.
+    tagged: BTreeMap<u64, usize>,
     /// What connections learnt of the path to a terminal.
     paths: BTreeMap<IpAddr, PathMemory>,
     stats: SplitStats,
@@ -65,56 +73,32 @@ impl SplitRelay {
             ready: VecDeque::new(),
             burst: 0,
             half_open: 0,
+            buffered: 0,
+            tagged: BTreeMap::new(),
             paths: BTreeMap::new(),
-            stats: SplitStats {
-                opened: 0,
-                refused: 0,
-                over_limit: 0,
-                idle: 0,
-                malformed: 0,
-            },
+            stats: SplitStats::NONE,
         }
-    }
-
-    /// Counters.
-    pub const fn stats(&self) -> &SplitStats {
-        &self.stats
-    }
-
-    /// Connections at present.
-    pub fn len(&self) -> usize {
-        self.flows.len()
-    }
-
-    /// True without connections.
-    pub fn is_empty(&self) -> bool {
-        self.flows.is_empty()
-    }
-
-    /// The connections.
-    pub fn flows(&self) -> impl Iterator<Item = &FlowKey> {
-        self.flows.keys()
-    }
-
-    /// One side of a connection.
-    pub fn view(&self, key: &FlowKey, side: Side) -> Option<SideView> {
-        let flow = self.flows.get(key)?.look()?;
-        let end = flow.end(side)?;
-        Some(SideView {
-            state: end.state(),
-            smoothed_rtt: end.smoothed_rtt(),
-            window: end.controller().window(),
-            in_flight: end.in_flight(),
-            queued: end.unsent_or_unacknowledged(),
-            unread: end.readable_len(),
-            stats: *end.stats(),
-        })
     }
 
     // -- input ----------------------------------------------------------------------------------------
 
-    /// Takes an IP packet that came from `from`.
+    /// Takes an IP packet that came from `from`; every new connection is split.
     pub fn handle_input(&mut self, now: Instant, from: Side, packet: &[u8]) -> Verdict {
+        self.handle_tagged(now, from, packet, 0, |_| Some(Opening::default()))
+    }
+
+    /// Takes an IP packet that came from `from` on the path `tag`. A connection belongs to the path of its SYN:
+    /// segments that come on another one are not its own and pass.
+    ///
+    /// `admit` is asked about a new connection; `None` lets it pass untouched.
+    pub fn handle_tagged(
+        &mut self,
+        now: Instant,
+        from: Side,
+        packet: &[u8],
+        tag: u64,
+        admit: impl FnOnce(&FlowKey) -> Option<Opening>,
+    ) -> Verdict {
         let packet = match TcpPacket::parse(packet) {
             Ok(packet) => packet,
             Err(NotTcp::Other | NotTcp::Fragment) => return Verdict::Pass,
@@ -126,6 +110,7 @@ impl SplitRelay {
         let key = FlowKey::of(from, &packet);
         let header = &packet.segment.header;
         let known = match self.flows.get_mut(&key) {
+            Some(slot) if slot.tag != tag => return Verdict::Pass,
             Some(slot) if Flow::syn_flag(header) => slot
                 .live()
                 .is_some_and(|flow| !flow.is_succeeded_by(from, header.seq)),
@@ -139,16 +124,30 @@ impl SplitRelay {
         if !Flow::syn_flag(header) {
             return Verdict::Pass;
         }
+        let Some(opening) = admit(&key) else {
+            // Whatever it was before, it is not the relay's from now on.
+            self.remove(&key);
+            return Verdict::Pass;
+        };
         self.remove(&key);
-        if self.flows.len() >= self.config.max_flows || self.half_open >= self.config.max_half_open {
+        if !self.has_room(tag) {
             self.stats.over_limit += 1;
             return Verdict::Pass;
         }
-        self.open(now, from, key, &packet);
+        self.open(now, from, key, &packet, tag, opening);
         Verdict::Consumed
     }
 
+    /// Whether one more connection fits every bound.
+    fn has_room(&self, tag: u64) -> bool {
+        self.flows.len() < self.config.max_flows
+            && self.half_open < self.config.max_half_open
+            && self.tagged.get(&tag).copied().unwrap_or(0) < self.config.max_flows_per_tag
+            && self.buffered < self.config.max_buffered
+    }
+
     fn input_known(&mut self, now: Instant, from: Side, key: FlowKey, packet: &TcpPacket<'_>) {
+        let full = self.buffered >= self.config.max_buffered;
         let Some(flow) = self.live(&key) else { return };
         note_seen(flow, from, packet);
         if flow.is_of_opener(from) {
@@ -159,26 +158,48 @@ impl SplitRelay {
             return;
         }
         flow.active_at = now;
+        let mut segment = packet.segment;
+        if full && !segment.payload.is_empty() {
+            // No memory for the data: what the segment says of ours still counts.
+            segment.payload = &[];
+            segment.header.flags = segment.header.flags.without(Flags::FIN);
+        }
         if let Some(end) = flow.end_mut(from) {
-            end.handle_input(now, &packet.segment, packet.ecn);
+            end.handle_input(now, &segment, packet.ecn);
+        }
+        if full && !packet.segment.payload.is_empty() {
+            self.stats.over_memory += 1;
         }
         self.touch(now, key);
     }
 
     /// Begins a connection with the SYN in `packet`.
-    fn open(&mut self, now: Instant, opener: Side, key: FlowKey, packet: &TcpPacket<'_>) {
+    fn open(
+        &mut self,
+        now: Instant,
+        opener: Side,
+        key: FlowKey,
+        packet: &TcpPacket<'_>,
+        tag: u64,
+        opening: Opening,
+    ) {
         let mut flow = Flow::new(now, key, opener, packet.segment.header);
         note_seen(&mut flow, opener, packet);
-        let far = self.connection(now, key, opener.opposite());
+        let far = self.connection(now, key, opener.opposite(), &opening);
         let isn = self.isn(now, key, opener.opposite());
         flow.set_end(opener.opposite(), Endpoint::connect(now, far, isn));
         self.stats.opened += 1;
-        self.half_open += 1;
-        self.flows.insert(key, Slot::new(flow));
-        if self.config.handshake == Handshake::Early {
+        self.insert(key, Slot::new(flow, tag, opening));
+        if opening.handshake.unwrap_or(self.config.handshake) == Handshake::Early {
             self.answer(now, key);
         }
         self.touch(now, key);
+    }
+
+    fn insert(&mut self, key: FlowKey, slot: Slot) {
+        self.half_open += 1;
+        *self.tagged.entry(slot.tag).or_default() += 1;
+        self.flows.insert(key, slot);
     }
 
     /// Answers the held SYN.
@@ -187,7 +208,8 @@ impl SplitRelay {
         let Some(opener) = slot.look().map(|flow| flow.opener) else {
             return;
         };
-        let near = self.connection(now, key, opener);
+        let opening = slot.opening;
+        let near = self.connection(now, key, opener, &opening);
         let isn = self.isn(now, key, opener);
         let Some(flow) = self.live(&key) else { return };
         let Some(HeldSyn(header)) = flow.held.take() else {
@@ -199,20 +221,19 @@ impl SplitRelay {
     }
 
     /// Parameters of the endpoint towards `side`: it speaks as the host on the other side.
-    fn connection(&self, now: Instant, key: FlowKey, side: Side) -> Config {
+    fn connection(&self, now: Instant, key: FlowKey, side: Side, opening: &Opening) -> Config {
         let side_config = self.config.side(side);
+        let chosen = opening.side(side);
         let headers = if key.terminal.0.is_ipv4() { 40 } else { 60 };
         let (_, remote_port) = key.host(side);
         let (_, local_port) = key.host(side.opposite());
+        let mtu = chosen.mtu.unwrap_or(side_config.mtu);
         Config {
             local_port,
             remote_port,
-            mss: side_config.mtu.saturating_sub(headers).max(88),
-            path: self
-                .paths
-                .get(&key.host(side).0)
-                .copied()
-                .filter(|_| side == Side::Terminal),
+            mss: mtu.saturating_sub(headers).max(88),
+            algorithm: chosen.algorithm.unwrap_or(side_config.connection.algorithm),
+            path: self.paths.get(&key.host(side).0).copied(),
             timestamp_offset: self.isn(Instant::ZERO, key, side).0 ^ self.isn(now, key, side.opposite()).0,
             ..side_config.connection.clone()
         }
@@ -315,9 +336,15 @@ impl SplitRelay {
         let Some(slot) = self.flows.get_mut(&key) else {
             return;
         };
+        let used = self.buffered - slot.buffered;
+        let room = self.config.max_buffered.saturating_sub(used);
         if let Some(flow) = slot.live() {
+            // A connection's share shrinks as the memory fills: no reader can make the others starve.
+            flow.bound_windows((room / 4).max(MIN_SHARE));
             flow.pump(now);
+            slot.buffered = flow.buffered();
         }
+        self.buffered = used + slot.buffered;
         if !slot.ready {
             slot.ready = true;
             self.ready.push_back(key);
@@ -343,7 +370,9 @@ impl SplitRelay {
     }
 
     fn transmit_flow(&mut self, now: Instant, key: FlowKey, out: &mut [u8]) -> Option<Transmit> {
-        let flow = self.flows.get_mut(&key)?.live()?;
+        let slot = self.flows.get_mut(&key)?;
+        let tag = slot.tag;
+        let flow = slot.live()?;
         for to in Side::BOTH {
             let (source, _) = key.host(to.opposite());
             let (destination, _) = key.host(to);
@@ -367,7 +396,12 @@ impl SplitRelay {
             if let Some(outgoing) = outgoing {
                 ip.ecn = outgoing.ecn;
                 let len = ip.finish(out, outgoing.len)?;
-                return Some(Transmit { to, len, flow: key });
+                return Some(Transmit {
+                    to,
+                    len,
+                    flow: key,
+                    tag,
+                });
             }
         }
         None
@@ -415,35 +449,55 @@ impl SplitRelay {
         let Some(slot) = self.flows.remove(key) else {
             return false;
         };
-        let Some(flow) = slot.look() else { return false };
-        self.remember_path(key, &flow);
+        self.buffered = self.buffered.saturating_sub(slot.buffered);
+        if let Some(count) = self.tagged.get_mut(&slot.tag) {
+            *count -= 1;
+            if *count == 0 {
+                self.tagged.remove(&slot.tag);
+            }
+        }
         if let Some((deadline, _)) = slot.deadline {
             self.deadlines.remove(&(deadline, *key));
         }
+        let Some(flow) = slot.look() else { return false };
+        self.remember_path(key, &flow);
         if !flow.counted {
             self.half_open = self.half_open.saturating_sub(1);
         }
         true
     }
 
-    /// Keeps what a connection learnt of the radio for the terminal's next one. A short connection sees
+    /// Forgets every connection of `tag`: their path is gone. Returns how many there were.
+    pub fn remove_tagged(&mut self, tag: u64) -> usize {
+        if !self.tagged.contains_key(&tag) {
+            return 0;
+        }
+        let gone: Vec<FlowKey> = self
+            .flows
+            .iter()
+            .filter(|(_, slot)| slot.tag == tag)
+            .map(|(key, _)| *key)
+            .collect();
+        gone.iter().filter(|key| self.remove(key)).count()
+    }
+
+    /// Keeps what a connection learnt of a radio for the next one to the same host. A short connection sees
     /// less than the path gives, so a remembered rate fades rather than falls.
     fn remember_path(&mut self, key: &FlowKey, flow: &Flow) {
-        let Some(learnt) = flow
-            .end(Side::Terminal)
-            .and_then(|end| end.controller().path_memory())
-        else {
-            return;
-        };
-        let terminal = key.terminal.0;
-        let bandwidth = match self.paths.get(&terminal) {
-            Some(old) => learnt.bandwidth.max(old.bandwidth / 8 * 7),
-            None => learnt.bandwidth,
-        };
-        if self.paths.len() >= MAX_PATHS && !self.paths.contains_key(&terminal) {
-            self.paths.pop_first();
+        for side in Side::BOTH {
+            let Some(learnt) = flow.end(side).and_then(|end| end.controller().path_memory()) else {
+                continue;
+            };
+            let host = key.host(side).0;
+            let bandwidth = match self.paths.get(&host) {
+                Some(old) => learnt.bandwidth.max(old.bandwidth / 8 * 7),
+                None => learnt.bandwidth,
+            };
+            if self.paths.len() >= MAX_PATHS && !self.paths.contains_key(&host) {
+                self.paths.pop_first();
+            }
+            self.paths.insert(host, PathMemory { bandwidth, ..learnt });
         }
-        self.paths.insert(terminal, PathMemory { bandwidth, ..learnt });
     }
 
     /// Parks connections on which nothing has happened for `silent_for`: they are kept as their snapshot,
@@ -470,66 +524,7 @@ impl SplitRelay {
     fn live(&mut self, key: &FlowKey) -> Option<&mut Flow> {
         self.flows.get_mut(key)?.live()
     }
-
-    // -- handoff --------------------------------------------------------------------------------------
-
-    /// The whole state of a connection at `now`, versioned: sequence numbers, windows, options, congestion
-    /// and RTT state, buffered bytes, SACK scoreboard.
-    pub fn snapshot(&self, now: Instant, key: &FlowKey) -> Option<Vec<u8>> {
-        let flow = self.flows.get(key)?.look()?;
-        let mut writer = Writer::new(now);
-        MAGIC.encode(&mut writer);
-        VERSION.encode(&mut writer);
-        now.as_nanos().encode(&mut writer);
-        flow.encode(&mut writer);
-        Some(writer.bytes)
-    }
-
-    /// Takes a connection over from another relay, or from this one before an upgrade. Refuses one that is
-    /// there already.
-    pub fn restore(&mut self, now: Instant, bytes: &[u8]) -> Result<FlowKey, RestoreError> {
-        let mut reader = Reader::new(bytes, now);
-        if u32::decode(&mut reader)? != MAGIC {
-            return Err(RestoreError::Magic);
-        }
-        let version = u16::decode(&mut reader)?;
-        if version != VERSION {
-            return Err(RestoreError::Version(version));
-        }
-        let then = Instant::from_nanos(u64::decode(&mut reader)?);
-        let mut flow = Flow::decode(&mut reader)?;
-        reader.finish()?;
-        let key = flow.key;
-        let ports_match = Side::BOTH.iter().all(|side| {
-            flow.end(*side).is_none_or(|end| {
-                end.config().remote_port == key.host(*side).1
-                    && end.config().local_port == key.host(side.opposite()).1
-            })
-        });
-        if !ports_match || key.terminal.0.is_ipv4() != key.network.0.is_ipv4() {
-            return Err(RestoreError::Invalid("addresses"));
-        }
-        if self.flows.contains_key(&key) || self.flows.len() >= self.config.max_flows {
-            return Err(RestoreError::Invalid("no room for the connection"));
-        }
-        for side in Side::BOTH {
-            if let Some(end) = flow.end_mut(side) {
-                end.rebase_clock(then, now);
-            }
-        }
-        if !flow.counted {
-            self.half_open += 1;
-        }
-        self.flows.insert(key, Slot::new(flow));
-        self.touch(now, key);
-        Ok(key)
-    }
 }
-
-/// First bytes of a snapshot of a flow.
-const MAGIC: u32 = 0x464c_4f57;
-/// Version written, and the only one read.
-const VERSION: u16 = 1;
 
 fn note_seen(flow: &mut Flow, from: Side, packet: &TcpPacket<'_>) {
     let [terminal, network] = &mut flow.seen;

@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 
 use towpath_base::Instant;
 
+use super::Opening;
 use crate::codec::{Codec, Reader, Writer};
 use crate::relay::flow::Flow;
 use crate::timer::Timer;
@@ -23,15 +24,24 @@ pub(super) struct Slot {
     pub(super) deadline: Option<(Instant, Timer)>,
     /// It stands in the queue of those with something to send.
     pub(super) ready: bool,
+    /// The path it belongs to.
+    pub(super) tag: u64,
+    /// What was chosen for it.
+    pub(super) opening: Opening,
+    /// Bytes in its buffers when last counted.
+    pub(super) buffered: usize,
 }
 
 impl Slot {
     /// A place for a flow.
-    pub(super) fn new(flow: Flow) -> Self {
+    pub(super) fn new(flow: Flow, tag: u64, opening: Opening) -> Self {
         Self {
             stored: Stored::Live(Box::new(flow)),
             deadline: None,
             ready: false,
+            tag,
+            opening,
+            buffered: 0,
         }
     }
 
