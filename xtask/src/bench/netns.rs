@@ -16,7 +16,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// Namespaces of one benchmark run, removed when dropped.
 pub(super) struct Stage {
@@ -133,8 +133,13 @@ pub(super) fn received(device: &str) -> Result<u64> {
 
 /// Keeps the calling thread on a processor; with only one, it stays where it is.
 pub(super) fn pin_to(processor: usize) -> Result<()> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // Not `available_parallelism`: it counts what the calling thread may use, and a pinned one starts others.
+    let processors = sysconf(SysconfVar::_NPROCESSORS_ONLN)
+        .ok()
+        .flatten()
+        .and_then(|count| usize::try_from(count).ok())
+        .unwrap_or(1);
     let mut set = CpuSet::new();
-    set.set(processor % processors)?;
+    set.set(processor % processors.max(1))?;
     sched_setaffinity(Pid::from_raw(0), &set).context("cannot choose the processor")
 }
