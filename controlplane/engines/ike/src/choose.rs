@@ -29,7 +29,10 @@ fn number(index: usize) -> u8 {
 }
 
 fn cipher_transform(cipher: SkCipher) -> Transform {
-    sized(TransformType::ENCR, cipher.number(), cipher.key_bits())
+    Transform {
+        key_bits: cipher.key_bits(),
+        ..Transform::new(TransformType::ENCR, cipher.number())
+    }
 }
 
 /// Everything in `ours` as proposals of an SA payload.

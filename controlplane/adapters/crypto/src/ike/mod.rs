@@ -15,7 +15,8 @@ pub use dh::DhPrivate;
 
 /// The key generator of a keyserver.
 ///
-/// All private values come from the [`Rng`] passed in, so exchanges repeat for the same seed.
+/// Private values of Diffie-Hellman come from the [`Rng`] passed in, so exchanges repeat for the same seed. ML-KEM
+/// and signatures draw from the library's own source.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct IkeCrypto;
 
@@ -52,6 +53,9 @@ impl KeyGenerator for IkeCrypto {
         public: &[u8],
         rng: &mut dyn Rng,
     ) -> Result<(Vec<u8>, Secret), CryptoError> {
+        if group == DhGroup::MlKem768 {
+            return dh::encapsulate(public);
+        }
         let private = DhPrivate::generate(group, rng)?;
         Ok((private.public()?, private.agree(public)?))
     }

@@ -1,6 +1,8 @@
 //! Protection of the Encrypted payload.
 
-use aws_lc_rs::aead::{self, AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    self, AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use aws_lc_rs::cipher::{
     AES_128, AES_256, DecryptingKey, DecryptionContext, EncryptingKey, EncryptionContext, UnboundCipherKey,
 };
@@ -9,7 +11,7 @@ use towpath_base::crypto::{CryptoError, Integrity, SkCipher, SkKeys, SkParts};
 
 use super::hmac;
 
-const GCM_TAG_LEN: usize = 16;
+const TAG_LEN: usize = 16;
 
 fn unsupported<E>(_: E) -> CryptoError {
     CryptoError::Unsupported
@@ -29,8 +31,8 @@ fn check(keys: &SkKeys, parts: &SkParts<'_>) -> Result<(), CryptoError> {
     }
 }
 
-/// The key, and the nonce `salt | IV` (RFC 5282 §4).
-fn gcm(
+/// The key, and the nonce `salt | IV` (RFC 5282 §4, RFC 7634 §2).
+fn aead(
     algorithm: &'static aead::Algorithm,
     keys: &SkKeys,
     iv: &[u8],
@@ -44,21 +46,58 @@ fn gcm(
     Ok((key, nonce))
 }
 
-fn cbc_key(keys: &SkKeys) -> Result<UnboundCipherKey, CryptoError> {
-    let algorithm = if keys.cipher == SkCipher::Aes128Cbc {
-        &AES_128
-    } else {
-        &AES_256
-    };
-    UnboundCipherKey::new(algorithm, keys.encryption.expose()).map_err(unsupported)
-}
-
-const fn gcm_algorithm(cipher: SkCipher) -> Option<&'static aead::Algorithm> {
+const fn aead_algorithm(cipher: SkCipher) -> Option<&'static aead::Algorithm> {
     match cipher {
         SkCipher::Aes128Gcm16 => Some(&AES_128_GCM),
         SkCipher::Aes256Gcm16 => Some(&AES_256_GCM),
-        SkCipher::Aes128Cbc | SkCipher::Aes256Cbc => None,
+        SkCipher::ChaCha20Poly1305 => Some(&CHACHA20_POLY1305),
+        SkCipher::Aes128Cbc | SkCipher::Aes256Cbc | SkCipher::Aes128Ctr | SkCipher::Aes256Ctr => None,
     }
+}
+
+/// The AES key and, in counter mode, the salt after it.
+fn aes(keys: &SkKeys) -> Result<(UnboundCipherKey, &[u8]), CryptoError> {
+    let bytes = keys.cipher.key_bits().map_or(0, usize::from) / 8;
+    let algorithm = if bytes == 16 { &AES_128 } else { &AES_256 };
+    let (key, salt) = (keys.encryption.expose())
+        .split_at_checked(bytes)
+        .ok_or(CryptoError::Unsupported)?;
+    Ok((UnboundCipherKey::new(algorithm, key).map_err(unsupported)?, salt))
+}
+
+/// First counter block: `salt | IV | 1` (RFC 5930 §2).
+fn counter_block(salt: &[u8], iv: &[u8]) -> Result<[u8; 16], CryptoError> {
+    [salt, iv, &[0, 0, 0, 1]].concat().try_into().map_err(unsupported)
+}
+
+fn encrypt(keys: &SkKeys, iv: &[u8], text: &mut [u8]) -> Result<(), CryptoError> {
+    let (key, salt) = aes(keys)?;
+    let done = if keys.cipher.counts() {
+        let block = counter_block(salt, iv)?;
+        EncryptingKey::ctr(key)
+            .and_then(|key| key.less_safe_encrypt(text, EncryptionContext::Iv128((&block).into())))
+    } else {
+        EncryptingKey::cbc(key)
+            .and_then(|key| key.less_safe_encrypt(text, EncryptionContext::Iv128(iv.try_into()?)))
+    };
+    done.map(|_| ()).map_err(unsupported)
+}
+
+fn decrypt(keys: &SkKeys, iv: &[u8], text: &mut [u8]) -> Result<(), CryptoError> {
+    let (key, salt) = aes(keys)?;
+    let done = if keys.cipher.counts() {
+        let block = counter_block(salt, iv)?;
+        DecryptingKey::ctr(key).and_then(|key| {
+            key.decrypt(text, DecryptionContext::Iv128((&block).into()))?;
+            Ok(())
+        })
+    } else {
+        DecryptingKey::cbc(key).and_then(|key| {
+            key.decrypt(text, DecryptionContext::Iv128(iv.try_into()?))?;
+            Ok(())
+        })
+    };
+    done.map_err(unsupported)
 }
 
 pub(super) fn seal(keys: &SkKeys, parts: SkParts<'_>) -> Result<(), CryptoError> {
@@ -69,8 +108,8 @@ pub(super) fn seal(keys: &SkKeys, parts: SkParts<'_>) -> Result<(), CryptoError>
         text,
         icv,
     } = parts;
-    if let Some(algorithm) = gcm_algorithm(keys.cipher) {
-        let (key, nonce) = gcm(algorithm, keys, iv)?;
+    if let Some(algorithm) = aead_algorithm(keys.cipher) {
+        let (key, nonce) = aead(algorithm, keys, iv)?;
         let tag = key
             .seal_in_place_separate_tag(nonce, Aad::from(header), text)
             .map_err(unsupported)?;
@@ -78,9 +117,7 @@ pub(super) fn seal(keys: &SkKeys, parts: SkParts<'_>) -> Result<(), CryptoError>
         return Ok(());
     }
     let integrity = keys.integrity.ok_or(CryptoError::Unsupported)?;
-    EncryptingKey::cbc(cbc_key(keys)?)
-        .and_then(|key| key.less_safe_encrypt(text, EncryptionContext::Iv128(iv.try_into()?)))
-        .map_err(unsupported)?;
+    encrypt(keys, iv, text)?;
     let tag = hmac(integrity.prf(), keys.authentication.expose(), &[header, iv, text]);
     let tag = tag
         .as_ref()
@@ -98,11 +135,11 @@ pub(super) fn open(keys: &SkKeys, parts: SkParts<'_>) -> Result<(), CryptoError>
         text,
         icv,
     } = parts;
-    if let Some(algorithm) = gcm_algorithm(keys.cipher) {
-        let (key, nonce) = gcm(algorithm, keys, iv)?;
+    if let Some(algorithm) = aead_algorithm(keys.cipher) {
+        let (key, nonce) = aead(algorithm, keys, iv)?;
         let len = text.len();
         let mut sealed = text.to_vec();
-        sealed.extend_from_slice(icv.get(..GCM_TAG_LEN).unwrap_or(&[]));
+        sealed.extend_from_slice(icv.get(..TAG_LEN).unwrap_or(&[]));
         let plain = key
             .open_in_place(nonce, Aad::from(header), &mut sealed)
             .map_err(|_| CryptoError::Forged)?;
@@ -119,10 +156,5 @@ pub(super) fn open(keys: &SkKeys, parts: SkParts<'_>) -> Result<(), CryptoError>
     if !text.len().is_multiple_of(keys.cipher.block_len()) {
         return Err(CryptoError::Forged);
     }
-    DecryptingKey::cbc(cbc_key(keys)?)
-        .and_then(|key| {
-            key.decrypt(text, DecryptionContext::Iv128(iv.try_into()?))?;
-            Ok(())
-        })
-        .map_err(unsupported)
+    decrypt(keys, iv, text)
 }

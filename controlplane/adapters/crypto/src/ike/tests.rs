@@ -1,6 +1,6 @@
 //! Against independent implementations and published vectors.
 
-use aes::cipher::{BlockModeEncrypt, KeyIvInit, block_padding::NoPadding};
+use aes::cipher::{BlockModeEncrypt, KeyIvInit, StreamCipher, block_padding::NoPadding};
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use hmac::Mac;
 use proptest::prelude::*;
@@ -25,6 +25,7 @@ fn both_sides_agree_in_every_group() {
             let (private, public_i) = IkeCrypto.initiate(*group, &mut rng).unwrap();
             assert_eq!(public_i.len(), group.public_len());
             let (public_r, secret_r) = IkeCrypto.respond(*group, &public_i, &mut rng).unwrap();
+            assert_eq!(public_r.len(), group.answer_len());
             assert_eq!(IkeCrypto.finish(private, &public_r).unwrap(), secret_r);
         }
     }
@@ -32,7 +33,7 @@ fn both_sides_agree_in_every_group() {
 
 #[test]
 fn the_same_seed_gives_the_same_public_values() {
-    for group in DhGroup::ALL {
+    for group in DhGroup::ALL.iter().filter(|group| !group.is_kem()) {
         let [one, two] = [0, 0].map(|_| IkeCrypto.initiate(*group, &mut SeededRng::new(7)).unwrap().1);
         assert_eq!(one, two);
     }
@@ -87,25 +88,96 @@ fn p256_gives_the_rfc_5903_example() {
     assert_eq!((public, secret.expose()), (gr, &shared[..]));
 }
 
+/// RFC 5903 §8.2.
+#[test]
+fn p384_gives_the_rfc_5903_example() {
+    let i = hex(
+        "099F3C7034D4A2C699884D73A375A67F7624EF7C6B3C0F160647B67414DCE655E35B538041E649EE3FAEF896783AB194",
+    );
+    let gi = hex(concat!(
+        "667842D7D180AC2CDE6F74F37551F55755C7645C20EF73E31634FE72B4C55EE6DE3AC808ACB4BDB4C88732AEE95F41AA",
+        "9482ED1FC0EEB9CAFC4984625CCFC23F65032149E0E144ADA024181535A0F38EEB9FCFF3C2C947DAE69B4C634573A81C"
+    ));
+    let gr = hex(concat!(
+        "E558DBEF53EECDE3D3FCCFC1AEA08A89A987475D12FD950D83CFA41732BC509D0D1AC43A0336DEF96FDA41D0774A3571",
+        "DCFBEC7AACF3196472169E838430367F66EEBE3C6E70C416DD5F0C68759DD1FFF83FA40142209DFF5EAAD96DB9E6386C"
+    ));
+    let shared = hex(
+        "11187331C279962D93D604243FD592CB9D0A926F422E47187521287E7156C5C4D603135569B9E9D09CF5D4A270F59746",
+    );
+    let (private, public) = IkeCrypto.initiate(DhGroup::Ecp384, &mut Fixed(i)).unwrap();
+    assert_eq!(public, gi);
+    assert_eq!(IkeCrypto.finish(private, &gr).unwrap().expose(), shared);
+}
+
+/// 2^e mod p for e = a5a5…, computed with another implementation: first and last 16 bytes.
+#[test]
+fn modp_agrees_with_other_arithmetic() {
+    for (group, len, first, last) in [
+        (
+            DhGroup::Modp2048,
+            40,
+            "1ad337012772a4f800c0ff25ed623ded",
+            "01b31b5dd60b93370f052bb1b47dd5af",
+        ),
+        (
+            DhGroup::Modp3072,
+            52,
+            "30556d205c9801086c8bbc122396ea38",
+            "8d6572d287b95feb5b4cde656943018c",
+        ),
+        (
+            DhGroup::Modp4096,
+            60,
+            "d0dcb93f71286fd0d4356212522e7047",
+            "a2a016f346775955c21ee245bb50ebdc",
+        ),
+    ] {
+        let (_, public) = IkeCrypto.initiate(group, &mut Fixed(vec![0xa5; len])).unwrap();
+        assert_eq!(public[..16], hex(first), "{group}");
+        assert_eq!(public[public.len() - 16..], hex(last), "{group}");
+    }
+}
+
+fn two(len: usize) -> Vec<u8> {
+    [vec![0; len - 1], vec![2]].concat()
+}
+
+fn modp_primes() -> [(DhGroup, Vec<u8>); 3] {
+    use super::modp::{PRIME_2048, PRIME_3072, PRIME_4096};
+    [
+        (DhGroup::Modp2048, hex(PRIME_2048)),
+        (DhGroup::Modp3072, hex(PRIME_3072)),
+        (DhGroup::Modp4096, hex(PRIME_4096)),
+    ]
+}
+
 #[test]
 fn public_values_that_leak_are_refused() {
     let mut rng = SeededRng::new(5);
-    let prime = hex(&super::modp::PRIME.to_lowercase());
     let below = |mut number: Vec<u8>, by| {
         *number.last_mut().unwrap() -= by;
         number
     };
-    let number = |value: u8| below([vec![0; 255], vec![255]].concat(), 255 - value);
     let mut cases = vec![
         (DhGroup::X25519, vec![0; 32]),
         (DhGroup::X25519, [vec![1], vec![0; 31]].concat()),
+        // Coefficients of 12 bits must be below 3329 (FIPS 203 §7.2).
+        (DhGroup::MlKem768, vec![0xff; 1184]),
     ];
-    cases.extend(
-        [number(0), number(1), prime.clone(), below(prime.clone(), 1)].map(|n| (DhGroup::Modp2048, n)),
-    );
-    cases.push((DhGroup::Modp2048, vec![0xff; 256]));
-    cases.push((DhGroup::Ecp256, vec![0; 64]));
-    cases.push((DhGroup::Ecp256, vec![1; 64]));
+    for (group, prime) in modp_primes() {
+        let number = |value: u8| below(two(prime.len()), 2 - value);
+        let bad = [number(0), number(1), prime.clone(), below(prime.clone(), 1)];
+        cases.extend(bad.map(|value| (group, value)));
+        cases.push((group, vec![0xff; prime.len()]));
+        for good in [number(2), below(prime.clone(), 2)] {
+            assert!(IkeCrypto.respond(group, &good, &mut rng).is_ok());
+        }
+    }
+    for group in [DhGroup::Ecp256, DhGroup::Ecp384] {
+        cases.push((group, vec![0; group.public_len()]));
+        cases.push((group, vec![1; group.public_len()]));
+    }
     cases.extend(
         DhGroup::ALL
             .iter()
@@ -115,12 +187,28 @@ fn public_values_that_leak_are_refused() {
         let refused = IkeCrypto.respond(group, &public, &mut rng).map(|_| ());
         assert_eq!(refused, Err(CryptoError::BadPublicValue), "{group} {public:02x?}");
     }
-    assert!(IkeCrypto.respond(DhGroup::Modp2048, &number(2), &mut rng).is_ok());
-    assert!(
+}
+
+#[test]
+fn a_kem_refuses_wrong_sizes_and_gives_unrelated_secrets_for_wrong_ciphertexts() {
+    let mut rng = SeededRng::new(5);
+    let start = || {
         IkeCrypto
-            .respond(DhGroup::Modp2048, &below(prime, 2), &mut rng)
-            .is_ok()
-    );
+            .initiate(DhGroup::MlKem768, &mut SeededRng::new(1))
+            .unwrap()
+    };
+    for len in [0, 1087, 1089, 1184] {
+        let (private, _) = start();
+        assert_eq!(
+            IkeCrypto.finish(private, &vec![1; len]),
+            Err(CryptoError::BadPublicValue),
+            "{len}"
+        );
+    }
+    let (private, public) = start();
+    let (mut ciphertext, secret) = IkeCrypto.respond(DhGroup::MlKem768, &public, &mut rng).unwrap();
+    ciphertext[7] ^= 1;
+    assert_ne!(IkeCrypto.finish(private, &ciphertext).unwrap(), secret);
 }
 
 /// RFC 4231 test case 2, and RFC 3174's "abc".
@@ -192,6 +280,24 @@ fn oracle(keys: &SkKeys, header: &[u8], iv: &[u8], text: &[u8]) -> (Vec<u8>, Vec
                 .unwrap();
             return (out, tag.to_vec());
         }
+        SkCipher::ChaCha20Poly1305 => {
+            let cipher = chacha20poly1305::ChaCha20Poly1305::new_from_slice(&key[..32]).unwrap();
+            let nonce = chacha20poly1305::Nonce::try_from(&nonce[..]).unwrap();
+            let tag = cipher
+                .encrypt_inout_detached(&nonce, header, (&mut out[..]).into())
+                .unwrap();
+            return (out, tag.to_vec());
+        }
+        SkCipher::Aes128Ctr => {
+            let block = [&nonce[..], &[0, 0, 0, 1]].concat();
+            let mut ctr = ctr::Ctr32BE::<aes::Aes128>::new_from_slices(&key[..16], &block).unwrap();
+            ctr.apply_keystream(&mut out);
+        }
+        SkCipher::Aes256Ctr => {
+            let block = [&nonce[..], &[0, 0, 0, 1]].concat();
+            let mut ctr = ctr::Ctr32BE::<aes::Aes256>::new_from_slices(&key[..32], &block).unwrap();
+            ctr.apply_keystream(&mut out);
+        }
         SkCipher::Aes128Cbc => {
             let cbc = cbc::Encryptor::<aes::Aes128>::new_from_slices(key, iv).unwrap();
             cbc.encrypt_padded::<NoPadding>(&mut out, text.len()).unwrap();
@@ -221,9 +327,12 @@ fn oracle(keys: &SkKeys, header: &[u8], iv: &[u8], text: &[u8]) -> (Vec<u8>, Vec
 }
 
 fn every_protection() -> Vec<(SkCipher, Option<Integrity>)> {
-    let mut all = vec![(SkCipher::Aes128Gcm16, None), (SkCipher::Aes256Gcm16, None)];
-    for cipher in [SkCipher::Aes128Cbc, SkCipher::Aes256Cbc] {
-        all.extend(Integrity::ALL.iter().map(|integrity| (cipher, Some(*integrity))));
+    let mut all = Vec::new();
+    for cipher in SkCipher::ALL {
+        match cipher.is_aead() {
+            true => all.push((*cipher, None)),
+            false => all.extend(Integrity::ALL.iter().map(|integrity| (*cipher, Some(*integrity)))),
+        }
     }
     all
 }

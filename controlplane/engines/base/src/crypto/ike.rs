@@ -44,25 +44,50 @@ macro_rules! transforms {
 }
 
 transforms! {
-    /// Diffie-Hellman groups (transform type 4).
+    /// Key exchange methods (transform types 4 and 6 to 12): Diffie-Hellman groups, and a KEM.
     DhGroup {
         /// 2048-bit MODP group (RFC 3526 §3).
         Modp2048 = 14, "modp2048";
+        /// 3072-bit MODP group (RFC 3526 §4).
+        Modp3072 = 15, "modp3072";
+        /// 4096-bit MODP group (RFC 3526 §5).
+        Modp4096 = 16, "modp4096";
         /// NIST P-256 (RFC 5903).
         Ecp256 = 19, "ecp256";
+        /// NIST P-384 (RFC 5903).
+        Ecp384 = 20, "ecp384";
         /// Curve25519 (RFC 8031).
         X25519 = 31, "x25519";
+        /// ML-KEM-768 (FIPS 203; draft-ietf-ipsecme-ikev2-mlkem), only beside another method.
+        MlKem768 = 36, "mlkem768";
     }
 }
 
 impl DhGroup {
-    /// Bytes of a public value on the wire.
+    /// Bytes of the initiator's public value on the wire.
     pub const fn public_len(self) -> usize {
         match self {
             Self::Modp2048 => 256,
+            Self::Modp3072 => 384,
+            Self::Modp4096 => 512,
             Self::Ecp256 => 64,
+            Self::Ecp384 => 96,
             Self::X25519 => 32,
+            Self::MlKem768 => 1184,
         }
+    }
+
+    /// Bytes of the responder's public value: a ciphertext where the method is a KEM.
+    pub const fn answer_len(self) -> usize {
+        match self {
+            Self::MlKem768 => 1088,
+            other => other.public_len(),
+        }
+    }
+
+    /// Whether the method is a key encapsulation mechanism, which is used in addition to Diffie-Hellman.
+    pub const fn is_kem(self) -> bool {
+        matches!(self, Self::MlKem768)
     }
 }
 
@@ -133,10 +158,16 @@ pub enum SkCipher {
     Aes128Gcm16,
     /// AES-256-GCM, 16-byte ICV (RFC 5282).
     Aes256Gcm16,
+    /// ChaCha20-Poly1305 (RFC 7634).
+    ChaCha20Poly1305,
     /// AES-128-CBC (RFC 3602).
     Aes128Cbc,
     /// AES-256-CBC (RFC 3602).
     Aes256Cbc,
+    /// AES-128-CTR (RFC 5930).
+    Aes128Ctr,
+    /// AES-256-CTR (RFC 5930).
+    Aes256Ctr,
 }
 
 impl SkCipher {
@@ -144,8 +175,11 @@ impl SkCipher {
     pub const ALL: &'static [Self] = &[
         Self::Aes128Gcm16,
         Self::Aes256Gcm16,
+        Self::ChaCha20Poly1305,
         Self::Aes128Cbc,
         Self::Aes256Cbc,
+        Self::Aes128Ctr,
+        Self::Aes256Ctr,
     ];
 
     /// The name strongSwan gives it in proposals.
@@ -153,42 +187,63 @@ impl SkCipher {
         match self {
             Self::Aes128Gcm16 => "aes128gcm16",
             Self::Aes256Gcm16 => "aes256gcm16",
+            Self::ChaCha20Poly1305 => "chacha20poly1305",
             Self::Aes128Cbc => "aes128",
             Self::Aes256Cbc => "aes256",
+            Self::Aes128Ctr => "aes128ctr",
+            Self::Aes256Ctr => "aes256ctr",
         }
     }
 
-    /// IANA transform ID: ENCR_AES_CBC or AES-GCM with a 16-octet ICV.
+    /// IANA transform ID.
     pub const fn number(self) -> u16 {
-        if self.is_aead() { 20 } else { 12 }
+        match self {
+            Self::Aes128Cbc | Self::Aes256Cbc => 12,
+            Self::Aes128Ctr | Self::Aes256Ctr => 13,
+            Self::Aes128Gcm16 | Self::Aes256Gcm16 => 20,
+            Self::ChaCha20Poly1305 => 28,
+        }
     }
 
-    /// Value of the Key Length attribute, bits.
-    pub const fn key_bits(self) -> u16 {
+    /// Value of the Key Length attribute, bits; `None` where the key has one length only (RFC 7634 §4).
+    pub const fn key_bits(self) -> Option<u16> {
         match self {
-            Self::Aes128Gcm16 | Self::Aes128Cbc => 128,
-            Self::Aes256Gcm16 | Self::Aes256Cbc => 256,
+            Self::Aes128Gcm16 | Self::Aes128Cbc | Self::Aes128Ctr => Some(128),
+            Self::Aes256Gcm16 | Self::Aes256Cbc | Self::Aes256Ctr => Some(256),
+            Self::ChaCha20Poly1305 => None,
         }
     }
 
     /// True when no integrity algorithm is negotiated beside it.
     pub const fn is_aead(self) -> bool {
-        matches!(self, Self::Aes128Gcm16 | Self::Aes256Gcm16)
+        matches!(
+            self,
+            Self::Aes128Gcm16 | Self::Aes256Gcm16 | Self::ChaCha20Poly1305
+        )
     }
 
-    /// Bytes of SK_e: the key, and the salt for GCM (RFC 5282 §7.1).
+    /// True when the IV is a counter that must never repeat under one key; otherwise it is to be unpredictable.
+    pub const fn counts(self) -> bool {
+        !matches!(self, Self::Aes128Cbc | Self::Aes256Cbc)
+    }
+
+    /// Bytes of SK_e: the key, and the salt where the IV counts (RFC 5282 §7.1, RFC 5930 §2, RFC 7634 §2).
     pub const fn key_len(self) -> usize {
-        self.key_bits() as usize / 8 + if self.is_aead() { 4 } else { 0 }
+        let key = match self.key_bits() {
+            Some(bits) => bits as usize / 8,
+            None => 32,
+        };
+        key + if self.counts() { 4 } else { 0 }
     }
 
     /// Bytes of IV at the start of the Encrypted payload.
     pub const fn iv_len(self) -> usize {
-        if self.is_aead() { 8 } else { 16 }
+        if self.counts() { 8 } else { 16 }
     }
 
     /// The plaintext with its padding fills a multiple of this many bytes.
     pub const fn block_len(self) -> usize {
-        if self.is_aead() { 1 } else { 16 }
+        if self.counts() { 1 } else { 16 }
     }
 }
 
@@ -297,7 +352,8 @@ pub trait KeyGenerator {
     /// The shared secret, given the responder's public value.
     fn finish(&self, private: Self::Private, public: &[u8]) -> Result<Secret, CryptoError>;
 
-    /// The responder's public value and the shared secret, given the initiator's public value.
+    /// The responder's public value, [`DhGroup::answer_len`] bytes, and the shared secret, given the initiator's
+    /// public value.
     fn respond(
         &self,
         group: DhGroup,

@@ -37,7 +37,7 @@ impl<P> super::IkeSa<P> {
     fn may_start(&self, now: Instant) -> bool {
         let held = self.hold_until.is_some_and(|until| now < until);
         let auth_next = matches!(self.queue.front(), Some(Task::IkeAuth { .. }));
-        self.outstanding.is_none() && !self.is_closed() && !(held && auth_next)
+        self.outstanding.is_none() && !self.is_closed() && !self.moving && !(held && auth_next)
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn seal<K: KeyGenerator, R: Rng>(
         Role::Initiator => &keys.sk_i,
         Role::Responder => &keys.sk_r,
     };
-    let iv: Vec<u8> = if sk.cipher.is_aead() {
+    let iv: Vec<u8> = if sk.cipher.counts() {
         sa.next_iv.to_be_bytes().to_vec()
     } else {
         core.random::<16>().to_vec()
@@ -121,8 +121,19 @@ pub(crate) fn answer<K: KeyGenerator, R: Rng>(
         return;
     };
     core.log(sa.id, sa.local.ip(), sa.remote.ip(), true, &header, payloads);
-    core.transmit(sa.local, sa.remote, packet.clone());
+    if sa.withheld.is_none() {
+        core.transmit(sa.local, sa.remote, packet.clone());
+    }
     sa.last_response = Some((id, packet));
+}
+
+/// Sends the response that was held back.
+pub(crate) fn release<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>) {
+    if sa.withheld.take().is_some()
+        && let Some((_, packet)) = &sa.last_response
+    {
+        core.transmit(sa.local, sa.remote, packet.clone());
+    }
 }
 
 /// A request that is sent once and whose answer nobody waits for: the SA is over on our side.
