@@ -75,6 +75,7 @@ drop_reasons! {
     EspFragment = "esp_fragment", "fragment where IPsec needs the whole packet";
     EspDummy = "esp_dummy", "dummy packet (RFC 4303 2.6), discarded as it should be";
     SaRefused = "sa_refused", "the network refused the SA this packet needs";
+    SequenceNotReserved = "sequence_not_reserved", "sequence numbers not reserved on disk yet: sending could repeat a nonce after a crash";
 }
 
 #[cfg(test)]

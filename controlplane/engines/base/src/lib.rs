@@ -2,7 +2,7 @@
 //!
 //! **Architecture invariant:** pure. Nothing in here reads a clock, draws randomness, opens a socket,
 //! spawns a thread or logs; time and randomness are passed in. It builds with `core` alone; the feature
-//! `alloc` adds [`profile`], the feature `serde` serialisation.
+//! `alloc` adds [`profile`] and [`policy`], the feature `serde` serialisation.
 //!
 //! | module | what |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | [`key`] | key material that zeroizes and never prints |
 //! | [`sa`] | security associations as negotiated, and their parts |
 //! | [`selector`] | prefixes and traffic selectors |
+//! | [`policy`] | entries of the security policy database |
 //! | [`replay`] | the anti-replay window |
 //! | [`packet`] | one packet in a buffer with room on both sides |
 //! | [`crypto`] | what an engine asks of cryptography |
@@ -24,6 +25,8 @@ pub mod crypto;
 pub mod ids;
 pub mod key;
 pub mod packet;
+#[cfg(feature = "alloc")]
+pub mod policy;
 #[cfg(feature = "alloc")]
 pub mod profile;
 pub mod replay;

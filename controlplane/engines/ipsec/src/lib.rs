@@ -11,9 +11,13 @@
 //! | [`inbound`] | ESP packet → plain IP packet |
 //! | [`bridge`] | one segment's ESP packet → the other segment's, without moving a byte |
 //! | [`lifetime`] | limits in time and bytes, soft and hard |
+//! | `sad`, `spd` | the databases of SAs and policies (feature `tables`, with `alloc`) |
 //! | [`soft`] | the algorithms in portable software |
 #![no_std]
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "tables")]
+extern crate alloc;
 
 pub mod bridge;
 mod checksum;
@@ -23,8 +27,12 @@ pub mod lifetime;
 pub mod locate;
 pub mod outbound;
 mod outer;
+#[cfg(feature = "tables")]
+pub mod sad;
 #[cfg(feature = "soft")]
 pub mod soft;
+#[cfg(feature = "tables")]
+pub mod spd;
 
 pub use bridge::Bridge;
 pub use checksum::ChecksumRepair;
