@@ -186,6 +186,14 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether every port can take `packets` more for transmission: ask before making a packet that cannot be
+    /// made again.
+    pub fn has_room(&mut self, packets: u32) -> bool {
+        self.ports
+            .iter_mut()
+            .all(|port| port.opened.rings.transmit.free() >= packets)
+    }
+
     /// Sends what was queued on all ports. What the kernel does not take now is tried again by the next call.
     pub fn flush(&mut self) {
         for port in self.ports.iter_mut().filter(|port| port.unsent) {

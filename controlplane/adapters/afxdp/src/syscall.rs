@@ -102,13 +102,18 @@ pub(crate) fn kick_receive(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Waits until a descriptor is ready; true if one is. A signal ends the wait early.
 pub(crate) fn poll(descriptors: &mut [libc::pollfd], timeout: Duration) -> io::Result<bool> {
-    let milliseconds = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
-    // SAFETY: pointer and count describe the slice.
+    // Paced senders sleep for less than a millisecond, which poll(2) cannot say.
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: pointer and count describe the slice; the time outlives the call; no mask is given.
     let ready = unsafe {
-        libc::poll(
+        libc::ppoll(
             descriptors.as_mut_ptr(),
             descriptors.len() as libc::nfds_t,
-            milliseconds,
+            &timeout,
+            std::ptr::null(),
         )
     };
     match check(ready) {

@@ -11,14 +11,14 @@
 
 use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{ChildSa, EspKeys};
+use towpath_base::sa::{ChildSa, EspKeys, Mode};
 use towpath_base::{DropReason, Instant};
 
-use crate::checksum;
-use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa};
+use crate::checksum::{self, ChecksumRepair};
+use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa, Opened};
 pub use crate::lifetime::LifetimeEvent;
 use crate::locate;
-use crate::outbound::OutboundSa;
+use crate::outbound::{OutboundSa, Sealed};
 
 /// Both directions of one SA pair at a gateway.
 ///
@@ -48,9 +48,17 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
     where
         P: EspProvider<Transform = T>,
     {
-        let from_peer = InboundSa::with_keys(provider, now, peer, &peer.keys_in)?;
+        let mut from_peer = InboundSa::with_keys(provider, now, peer, &peer.keys_in)?;
+        let mut from_terminal =
+            InboundSa::with_keys(provider, now, peer, segment_out)?.reversed(peer.spi_out);
+        if peer.encap.is_some() && peer.mode == Mode::Transport {
+            // Behind a NAT the sender summed other addresses (RFC 3948 §3.1.2); the relay looks at the sum. What is
+            // bridged without being opened keeps it.
+            from_peer.set_checksum_repair(ChecksumRepair::Recompute);
+            from_terminal.set_checksum_repair(ChecksumRepair::Recompute);
+        }
         Ok(Self {
-            from_terminal: InboundSa::with_keys(provider, now, peer, segment_out)?.reversed(peer.spi_out),
+            from_terminal,
             to_peer: OutboundSa::new(provider, now, peer)?,
             from_peer: from_peer.limited(peer.lifetime, now),
             to_terminal: OutboundSa::with_keys(provider, now, peer, segment_in)?.reversed(peer.spi_in),
@@ -95,6 +103,54 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
             packet.bytes_mut(),
             rng,
         )
+    }
+
+    /// A packet of the terminal, opened for the relay: the plain IP packet is in `packet` afterwards. On error its
+    /// contents are unspecified.
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn open_from_terminal(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<Opened, DropReason> {
+        self.from_terminal.open(now, packet)
+    }
+
+    /// As [`Bridge::open_from_terminal`], for a packet of the peer.
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn open_from_peer(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Opened, DropReason> {
+        self.from_peer.open(now, packet)
+    }
+
+    /// Seals the plain IP packet in `packet` for the peer; see [`OutboundSa::seal`]. Counts in the same sequence as
+    /// [`Bridge::to_peer`].
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn seal_to_peer(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Sealed, DropReason> {
+        self.to_peer.seal(now, packet, rng)
+    }
+
+    /// As [`Bridge::seal_to_peer`], for the terminal.
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn seal_to_terminal(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Sealed, DropReason> {
+        self.to_terminal.seal(now, packet, rng)
     }
 
     /// A limit reached by either direction since the last call; each limit once for the pair.

@@ -138,6 +138,26 @@ impl<T: EspTransform> OutboundSa<T> {
         self.path_mtu = mtu;
     }
 
+    /// Largest plain IP packet that sealed is at most `mtu` bytes long; `inner_v4` is its family, which transport
+    /// mode keeps. Headers without options or extensions are assumed.
+    pub fn largest_plain(&self, mtu: u16, inner_v4: bool) -> u16 {
+        let suite = self.transform.suite();
+        let kept = match self.mode {
+            Mode::Transport if inner_v4 => ip::IPV4_LEN,
+            Mode::Transport => ip::IPV6_LEN,
+            Mode::Tunnel => 0,
+        };
+        let outer = match self.mode {
+            Mode::Transport => kept,
+            Mode::Tunnel => outer::len(self.remote),
+        };
+        let udp = if self.encap.is_some() { UDP_LEN } else { 0 };
+        let fixed = outer + udp + ESP_LEN + suite.iv_len() + suite.icv_len();
+        let room = usize::from(mtu).saturating_sub(fixed);
+        let body = room - room % suite.block_len();
+        (kept + body.saturating_sub(2)) as u16
+    }
+
     /// Whether the SA's selectors admit the flow.
     pub fn admits(&self, flow: &Flow) -> bool {
         flow.matches(&self.sources, &self.destinations)

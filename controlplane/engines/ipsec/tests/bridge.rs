@@ -73,6 +73,60 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn what_is_opened_for_the_relay_and_sealed_again_arrives_as_sent_and_in_one_sequence(
+        suite in prop::sample::select(EspSuite::ALL), mode in prop::sample::select(Mode::ALL),
+        v6: bool, encap: bool, esn: bool, len in 0usize..2000,
+    ) {
+        let mut chain = chain(&child(suite, mode, v6, v6, encap, esn));
+        let mut rng = TestRng(3);
+        for round in 1..4 {
+            let plain = udp(local(v6), remote(v6), &vec![0xa5; len]);
+            let mut packet = Packet::new(&plain);
+            packet.with(|p| chain.terminal.0.seal(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.bridge.open_from_terminal(NOW, p)).unwrap();
+            prop_assert_eq!(packet.bytes(), &plain[..]);
+            let sealed = packet.with(|p| chain.bridge.seal_to_peer(NOW, p, &mut rng)).unwrap();
+            prop_assert_eq!(sealed.sequence, round * 2 - 1);
+            packet.with(|p| chain.peer.1.open(NOW, p)).unwrap();
+            prop_assert_eq!(packet.bytes(), &plain[..]);
+            // The next one is bridged in place: the counter is the same.
+            let mut packet = Packet::new(&plain);
+            packet.with(|p| chain.terminal.0.seal(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.bridge.to_peer(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.peer.1.open(NOW, p)).unwrap();
+            prop_assert_eq!(chain.bridge.peer_sender().last_sequence(), round * 2);
+
+            let plain = udp(remote(v6), local(v6), &vec![0x5a; len]);
+            let mut packet = Packet::new(&plain);
+            packet.with(|p| chain.peer.0.seal(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.bridge.open_from_peer(NOW, p)).unwrap();
+            packet.with(|p| chain.bridge.seal_to_terminal(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.terminal.1.open(NOW, p)).unwrap();
+            prop_assert_eq!(packet.bytes(), &plain[..]);
+        }
+    }
+
+    #[test]
+    fn the_largest_plain_packet_fits_and_one_more_byte_does_not(
+        suite in prop::sample::select(EspSuite::ALL), mode in prop::sample::select(Mode::ALL),
+        v6: bool, encap: bool, mtu in 300u16..1600,
+    ) {
+        let mut chain = chain(&child(suite, mode, v6, v6, encap, false));
+        let mut rng = TestRng(3);
+        let fits = usize::from(chain.bridge.peer_sender().largest_plain(mtu, !v6));
+        let headers = if v6 { 48 } else { 28 };
+        for (len, held) in [(fits, true), (fits + 1, false)] {
+            let mut packet = Packet::new(&udp(local(v6), remote(v6), &vec![1; len - headers]));
+            packet.with(|p| chain.bridge.seal_to_peer(NOW, p, &mut rng)).unwrap();
+            prop_assert_eq!(packet.len <= usize::from(mtu), held, "{} plain, {} sealed", len, packet.len);
+        }
+    }
+}
+
 #[test]
 fn a_packet_of_the_wrong_segment_or_direction_is_refused() {
     let sa = child(EspSuite::Aes128Gcm16, Mode::Transport, false, false, false, false);
