@@ -30,11 +30,13 @@ pub(crate) fn v6(host: u8) -> IpAddr {
     IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(host)])
 }
 
-/// A configuration without liveness checks and IKE rekeying: a world then comes to rest.
+/// A configuration without liveness checks and IKE rekeying: a world then comes to rest. Rekeyings make no second key
+/// exchange.
 pub(crate) fn quiet() -> Config {
     Config {
         dpd_after: None,
         ike_rekey_after: None,
+        pfs: false,
         ..Config::default()
     }
 }

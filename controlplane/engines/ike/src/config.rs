@@ -77,6 +77,12 @@ pub struct Config {
     pub redundant_after: Duration,
     /// How long an ended IKE SA still answers retransmissions of its last request.
     pub linger: Duration,
+    /// How long a rekeying waits for [`child_ready`](crate::Endpoint::child_ready): our answer to the peer's is held
+    /// back, and our Delete of what a rekeying of ours replaced. Zero does not wait.
+    pub ready_within: Duration,
+    /// Offer a fresh key exchange with each CHILD SA we rekey (perfect forward secrecy), and fall back to none for a
+    /// peer that does not want one.
+    pub pfs: bool,
 }
 
 impl Default for Config {
@@ -100,6 +106,8 @@ impl Default for Config {
             hold: Duration::from_secs(3),
             redundant_after: Duration::from_secs(2),
             linger: Duration::from_secs(10),
+            ready_within: Duration::ZERO,
+            pfs: true,
         }
     }
 }
@@ -171,6 +179,8 @@ pub enum Timer {
     Expire,
     /// An ended IKE SA is forgotten.
     Linger,
+    /// The owner did not say in time that it is ready with a rekeyed CHILD SA: go on all the same.
+    Ready,
 }
 
 impl Timer {
@@ -186,5 +196,6 @@ impl Timer {
         Self::Hold,
         Self::Expire,
         Self::Linger,
+        Self::Ready,
     ];
 }

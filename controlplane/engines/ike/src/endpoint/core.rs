@@ -5,6 +5,7 @@ use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
 
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::{IkeSpi, Spi};
@@ -25,6 +26,24 @@ pub(crate) enum Effect<P> {
     InitialContact,
     /// Rekeying made a new IKE SA.
     Spawn(Box<IkeSa<P>>),
+    /// The CHILD SAs move to `heir`.
+    Move { heir: IkeSaId, ending: Ending },
+}
+
+/// What becomes of an IKE SA whose CHILD SAs moved on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// We delete it.
+    Delete,
+    /// The peer does.
+    AwaitDelete,
+    /// It has been deleted.
+    End,
+}
+
+impl Ending {
+    /// How long a rekeyed SA waits for the peer's Delete.
+    pub(crate) const DELETE_WITHIN: Duration = Duration::from_secs(30);
 }
 
 pub(crate) struct Core<K: KeyGenerator, R: Rng> {

@@ -20,12 +20,12 @@ use towpath_common::DropReason;
 
 use crate::command::{Command, FailReason, IkeSaInfo, Role, Transmit};
 use crate::config::{Config, IkeSaId, Initiate, Policy, Timer};
-use crate::sa::{IkeSa, Path, Sa, State, fire, pump, receive};
+use crate::sa::{IkeSa, Path, Sa, State, delete_replaced, fire, pump, receive, release};
 use crate::tasks::{Task, ike_init};
 use crate::wire::{ExchangeType, Header};
 use cookie::CookieJar;
 
-pub(crate) use core::{Core, Effect};
+pub(crate) use core::{Core, Effect, Ending};
 
 /// Why a wish was not even tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let last = sa
             .children
             .iter()
-            .all(|child| child.spi_in == spi_in || child.deleting);
+            .all(|child| child.spi_in == spi_in || child.deleting || child.replaced);
         sa.child_mut(spi_in).ok_or(UnknownSa)?.deleting = true;
         sa.enqueue(if last {
             Task::DeleteIke { reason }
@@ -274,6 +274,26 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// Replaces the IKE SA by a new one (CREATE_CHILD_SA).
     pub fn rekey_ike(&mut self, now: Instant, ike: IkeSaId) -> Result<(), UnknownSa> {
         self.established(ike)?.enqueue(Task::ike_rekey());
+        self.pump_and_after(now, ike);
+        Ok(())
+    }
+
+    /// Whoever receives on a CHILD SA that was announced is ready for it. The answer to a peer's rekeying, which was
+    /// held back until then, goes out, and so does the Delete of what a rekeying of ours replaced; without this call
+    /// both do after [`Config::ready_within`].
+    ///
+    /// # Errors
+    /// [`UnknownSa`]: it has ended meanwhile.
+    pub fn child_ready(&mut self, now: Instant, ike: IkeSaId, spi_in: Spi) -> Result<(), UnknownSa> {
+        let sa = self.established(ike)?;
+        let replaces = sa.child_mut(spi_in).ok_or(UnknownSa)?.replaces.take();
+        let answer = sa.withheld.is_some_and(|withheld| withheld.spi_in == spi_in);
+        if let Some(old) = replaces {
+            delete_replaced(sa, |child| child.spi_in == old);
+        }
+        if answer && let Some(sa) = self.sas.get_mut(&ike) {
+            release(sa, &mut self.core);
+        }
         self.pump_and_after(now, ike);
         Ok(())
     }
@@ -428,8 +448,55 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
                     }
                     self.reschedule(spawned);
                 }
+                Effect::Move { heir, ending } => self.move_children(now, id, heir, ending),
             }
         }
         self.reschedule(id);
+    }
+
+    /// The CHILD SAs of `from` and what is queued there go on in `heir`.
+    fn move_children(&mut self, now: Instant, from: IkeSaId, heir: IkeSaId, ending: Ending) {
+        let Some(old) = self.sas.get_mut(&from) else {
+            return;
+        };
+        old.moving = false;
+        let children = ::core::mem::take(&mut old.children);
+        let queue = ::core::mem::take(&mut old.queue);
+        let redundant_at = old.redundant_at.take();
+        if let Some(new) = self.sas.get_mut(&heir) {
+            new.children.extend(children);
+            // A rekeying that waited has just happened.
+            let queue = queue
+                .into_iter()
+                .filter(|task| !matches!(task, Task::IkeRekey(_)));
+            new.queue.extend(queue);
+            new.redundant_at = redundant_at;
+            (new.silent, new.expire_at) = (false, None);
+            let renamed = Command::IkeRekeyed { old: from, new: heir };
+            self.core.commands.push_back(renamed);
+        } else if let Some(old) = self.sas.get_mut(&from) {
+            // The heir ended in the meantime: its CHILD SAs end with the old one.
+            old.children = children;
+        }
+        let Some(old) = self.sas.get_mut(&from) else {
+            return;
+        };
+        match ending {
+            Ending::Delete => old.enqueue(Task::DeleteIke {
+                reason: FailReason::Rekeyed,
+            }),
+            Ending::AwaitDelete => {
+                old.announce_end(&mut self.core, FailReason::Rekeyed);
+                old.state = State::Deleting;
+                old.expire_at = Some(now + Ending::DELETE_WITHIN);
+            }
+            Ending::End => old.end(&mut self.core, now, FailReason::Rekeyed),
+        }
+        for id in [from, heir] {
+            if let Some(sa) = self.sas.get_mut(&id) {
+                pump(sa, &mut self.core, now);
+            }
+            self.reschedule(id);
+        }
     }
 }

@@ -20,6 +20,9 @@ impl<P> IkeSa<P> {
         };
         let child = self.children.swap_remove(at);
         core.release_esp_spi(self.local.ip(), child.spi_in);
+        if child.silent {
+            return;
+        }
         core.commands.push_back(Command::ChildDeleted {
             ike: self.id,
             local: self.local.ip(),
@@ -42,6 +45,7 @@ impl<P> IkeSa<P> {
         let (local, remote) = (self.local.ip(), self.remote.ip());
         let tag = self.tag.take();
         match self.state {
+            State::Established if self.silent => {}
             State::Established => core.commands.push_back(Command::IkeClosed {
                 ike: self.id,
                 local,
@@ -85,6 +89,7 @@ impl<P> IkeSa<P> {
         self.redundant_at = None;
         self.rekey_at = None;
         self.expire_at = None;
+        self.withheld = None;
         let linger = if self.last_response.is_some() {
             core.config.linger
         } else {

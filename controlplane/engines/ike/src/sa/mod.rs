@@ -23,8 +23,8 @@ use crate::keys::IkeKeys;
 use crate::tasks::Task;
 
 pub(crate) use receive::{Path, receive};
-pub(crate) use send::{answer, pump, say_once};
-pub(crate) use timers::{fire, retry_rekey_at};
+pub(crate) use send::{answer, pump, release, say_once};
+pub(crate) use timers::{delete_replaced, fire, retry_rekey_at};
 
 /// An IKE SA under a given key generator.
 pub(crate) type Sa<K> = IkeSa<<K as KeyGenerator>::Private>;
@@ -89,7 +89,31 @@ pub(crate) struct Child {
     pub(crate) remote_ts: Vec<TrafficSelector>,
     /// A newer one took over; its Delete is to come.
     pub(crate) replaced: bool,
+    /// Replaced by a rekeying of ours: when its Delete goes out at the latest.
+    pub(crate) delete_at: Option<Instant>,
+    /// SPI of packets to us of the one it replaces.
+    pub(crate) replaces: Option<Spi>,
+    /// Lost a collision before the owner was told of it (RFC 7296 §2.8.1).
+    pub(crate) silent: bool,
     pub(crate) mode: Mode,
+}
+
+/// A response that waits until the owner is ready with what it announces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Withheld {
+    /// SPI of packets to us of the CHILD SA in it.
+    pub(crate) spi_in: Spi,
+    /// When it is sent at the latest.
+    pub(crate) due: Instant,
+}
+
+/// The peer's rekeying of this IKE SA, answered while ours was on its way (RFC 7296 §2.25.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rival {
+    /// The IKE SA it made.
+    pub(crate) heir: IkeSaId,
+    /// The lower of its two nonces.
+    pub(crate) lowest: Vec<u8>,
 }
 
 /// A request of ours that is not answered yet; the window is one (RFC 7296 §2.3).
@@ -144,6 +168,13 @@ pub(crate) struct IkeSa<P> {
     pub(crate) scheduled: Option<(Instant, Timer)>,
     /// Counted among the half-open ones.
     pub(crate) half_open: bool,
+    /// The last response is held back.
+    pub(crate) withheld: Option<Withheld>,
+    pub(crate) rival: Option<Rival>,
+    /// The CHILD SAs are about to move to another IKE SA: nothing new starts here.
+    pub(crate) moving: bool,
+    /// Made by a rekeying that has not won: the owner does not know of it.
+    pub(crate) silent: bool,
 }
 
 impl<P> IkeSa<P> {
@@ -194,6 +225,10 @@ impl<P> IkeSa<P> {
             expire_at: None,
             scheduled: None,
             half_open: false,
+            withheld: None,
+            rival: None,
+            moving: false,
+            silent: false,
         }
     }
 

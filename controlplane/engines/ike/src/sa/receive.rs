@@ -77,6 +77,10 @@ fn request<K: KeyGenerator, R: Rng>(
     if let Some((id, packet)) = &sa.last_response
         && *id == header.message_id
     {
+        if sa.withheld.is_some() {
+            // Its answer is on its way as soon as the owner is ready.
+            return Ok(());
+        }
         // A retransmitted request gets the same response again (RFC 7296 §2.1).
         let packet = packet.clone();
         core.transmit(sa.local, sa.remote, packet);

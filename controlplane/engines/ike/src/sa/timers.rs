@@ -5,7 +5,7 @@ use core::time::Duration;
 use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
 
-use super::send::{pump, retransmit};
+use super::send::{pump, release, retransmit};
 use super::{IkeSa, Sa, State};
 use crate::command::{Command, FailReason};
 use crate::config::{Config, Timer};
@@ -56,6 +56,8 @@ impl<P> IkeSa<P> {
             (self.redundant_at.filter(|_| established), Timer::Redundant),
             (self.hold_until, Timer::Hold),
             (self.expire_at, Timer::Expire),
+            (self.withheld.map(|withheld| withheld.due), Timer::Ready),
+            (child(|child| child.delete_at), Timer::Ready),
         ]
         .into_iter()
         .filter_map(|(at, timer)| Some((at?, timer)))
@@ -112,10 +114,29 @@ pub(crate) fn fire<K: KeyGenerator, R: Rng>(
         }
         Timer::Hold => sa.hold_until = None,
         Timer::Expire => sa.end(core, now, FailReason::Rekeyed),
+        Timer::Ready => {
+            if sa.withheld.is_some_and(|withheld| withheld.due <= now) {
+                release(sa, core);
+            }
+            delete_replaced(sa, |child| child.delete_at.is_some_and(|at| at <= now));
+        }
         // The endpoint removes it.
         Timer::Linger => {}
     }
     pump(sa, core, now);
+}
+
+/// Queues the Deletes of those CHILD SAs a rekeying of ours replaced that `which` picks.
+pub(crate) fn delete_replaced<P>(sa: &mut IkeSa<P>, which: impl Fn(&super::Child) -> bool) {
+    let waiting = sa.children.iter_mut().filter(|child| child.delete_at.is_some());
+    for child in waiting.filter(|child| which(child)) {
+        child.delete_at = None;
+        child.deleting = true;
+        sa.queue.push_back(Task::DeleteChild {
+            spi_in: child.spi_in,
+            reason: FailReason::Rekeyed,
+        });
+    }
 }
 
 /// When to try a rekeying again that the peer put off (RFC 7296 §2.25).

@@ -6,18 +6,18 @@ use core::net::IpAddr;
 use core::time::Duration;
 
 use towpath_base::Instant;
-use towpath_base::crypto::{KeyGenerator, Rng, Secret};
+use towpath_base::crypto::{DhGroup, KeyGenerator, Rng, Secret};
 use towpath_base::ids::Spi;
 use towpath_base::profile::IkeId;
 use towpath_base::sa::{ChildSa, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
 
-use super::Parts;
+use super::{Parts, Task};
 use crate::choose::{ChosenEsp, accept_esp, choose_esp, narrow, offer_esp};
 use crate::command::{Command, FailReason, Role};
 use crate::config::Policy;
 use crate::endpoint::Core;
-use crate::sa::{Child, Sa, State, answer};
+use crate::sa::{Child, Sa, State, Withheld, answer};
 use crate::wire::{Header, NotifyType, Payload, Protocol};
 
 /// Most CHILD SAs of one IKE SA.
@@ -83,11 +83,47 @@ pub(super) fn notifies(mode: Mode) -> Vec<Payload<'static>> {
     payloads
 }
 
+impl Agreement {
+    /// Group of the additional key exchange.
+    pub(super) const fn group(&self) -> Option<DhGroup> {
+        self.chosen.group
+    }
+
+    /// The CHILD SA, without limits in time.
+    pub(super) fn child(&self, spi_in: Spi) -> Child {
+        Child {
+            spi_in,
+            spi_out: self.chosen.spi,
+            soft_at: None,
+            hard_at: None,
+            deleting: false,
+            rekeying: false,
+            replaced: false,
+            delete_at: None,
+            replaces: None,
+            silent: false,
+            local_ts: self.local_ts.clone(),
+            remote_ts: self.remote_ts.clone(),
+            mode: self.mode,
+        }
+    }
+}
+
 /// What the peer answered to our offer. `only` narrows to the selectors of a CHILD SA being replaced.
 pub(super) fn accept<P>(
     sa: &crate::sa::IkeSa<P>,
     parts: &Parts<'_>,
     only: Option<&Child>,
+) -> Result<Agreement, FailReason> {
+    accept_rekeyed(sa, parts, only, None)
+}
+
+/// As [`accept`], with the group of the key exchange that was offered along, which the peer may leave out.
+pub(super) fn accept_rekeyed<P>(
+    sa: &crate::sa::IkeSa<P>,
+    parts: &Parts<'_>,
+    only: Option<&Child>,
+    group: Option<DhGroup>,
 ) -> Result<Agreement, FailReason> {
     let policy = sa.policy.as_ref().ok_or(FailReason::ProtocolError)?;
     let (Some(proposals), Some(ts_i), Some(ts_r)) = (parts.sa, parts.ts_i, parts.ts_r) else {
@@ -99,7 +135,7 @@ pub(super) fn accept<P>(
         });
     };
     let chosen = accept_esp(&policy.esp_suites, policy.esn, proposals)
-        .filter(|chosen| chosen.group.is_none())
+        .filter(|chosen| chosen.group.is_none() || chosen.group == group)
         .ok_or(FailReason::ProtocolError)?;
     let (local_ts, remote_ts) = match only {
         Some(child) => (child.local_ts.clone(), child.remote_ts.clone()),
@@ -233,16 +269,9 @@ pub(super) fn install<K: KeyGenerator, R: Rng>(
     let jitter = u32::from(core.random::<1>()[0]);
     let soft_at = after(lifetime.soft_seconds).map(|soft| now + (soft - soft / 2560 * jitter));
     sa.children.push(Child {
-        spi_in,
-        spi_out: agreement.chosen.spi,
         soft_at,
         hard_at: after(lifetime.hard_seconds).map(|hard| now + hard),
-        deleting: false,
-        rekeying: false,
-        replaced: false,
-        local_ts: agreement.local_ts.clone(),
-        remote_ts: agreement.remote_ts.clone(),
-        mode: agreement.mode,
+        ..agreement.child(spi_in)
     });
     core.commands.push_back(Command::ChildEstablished {
         ike: sa.id,
@@ -278,7 +307,12 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     parts: &Parts<'_>,
 ) -> Result<(), Payload<'static>> {
     let refusal = |kind| Payload::notify(kind, &[][..]);
-    if sa.state != State::Established {
+    // RFC 7296 §2.25.2: not while the IKE SA itself is being rekeyed.
+    let moving = matches!(
+        sa.outstanding.as_ref().map(|out| &out.task),
+        Some(Task::IkeRekey(_))
+    );
+    if sa.state != State::Established || moving || sa.rival.is_some() {
         return Err(refusal(NotifyType::TEMPORARY_FAILURE));
     }
     if sa.children.len() >= MAX_CHILDREN {
@@ -325,6 +359,16 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         // The peer deletes it (RFC 7296 §2.8); should it forget, the hard limit does.
         old.replaced = true;
         old.soft_at = None;
+        if let Some(out) = sa.outstanding.as_mut()
+            && let (Task::ChildRekey(ours), Some(old)) = (&mut out.task, replaces)
+        {
+            ours.crossed(old, spi, ni, &nr);
+        }
+        let wait = core.config.ready_within;
+        sa.withheld = (!wait.is_zero()).then_some(Withheld {
+            spi_in: spi,
+            due: now + wait,
+        });
     }
     answer(sa, core, header.exchange, header.message_id, &payloads);
     Ok(())
@@ -343,7 +387,8 @@ fn replaced<P>(sa: &crate::sa::IkeSa<P>, parts: &Parts<'_>) -> Result<Option<Spi
     };
     // The peer names the SPI of packets to itself (RFC 7296 §1.3.3).
     match sa.children.iter().find(|child| child.spi_out == Spi(spi)) {
-        Some(child) if child.deleting || child.rekeying && sa.outstanding.is_some() => {
+        // On its way out already (RFC 7296 §2.25.1). One that we are rekeying is rekeyed twice, and the nonces decide.
+        Some(child) if child.deleting || child.replaced => {
             Err(Payload::notify(NotifyType::TEMPORARY_FAILURE, &[][..]))
         }
         Some(child) => Ok(Some(child.spi_in)),

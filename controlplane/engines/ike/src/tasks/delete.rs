@@ -7,9 +7,10 @@ use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::Spi;
 
+use super::ike_rekey::move_to;
 use super::{Parts, Task};
 use crate::command::FailReason;
-use crate::endpoint::Core;
+use crate::endpoint::{Core, Ending};
 use crate::sa::{Sa, State, answer};
 use crate::wire::{Delete, Header, NotifyType, Payload, Protocol};
 
@@ -81,7 +82,15 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         }));
     }
     answer(sa, core, header.exchange, header.message_id, &payloads);
-    if let Some(reason) = over {
+    if over == Some(FailReason::DeletedByPeer)
+        && let Some(rival) = sa.rival.take()
+    {
+        // The peer knows of its own rekeying alone: ours is forgotten (RFC 7296 §2.25.2).
+        if let Some(out) = sa.outstanding.take() {
+            out.task.abandon(core, sa.local.ip());
+        }
+        move_to(sa, core, rival.heir, Ending::End);
+    } else if let Some(reason) = over {
         sa.end(core, now, reason);
     }
 }

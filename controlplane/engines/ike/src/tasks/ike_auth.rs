@@ -15,6 +15,7 @@ use towpath_base::ids::Spi;
 use towpath_base::profile::IkeId;
 
 use super::child_create::{self, Keying};
+use super::ike_rekey::rekey_ike_at;
 use super::{Parts, Task, refuse};
 use crate::command::{Command, FailReason, Role};
 use crate::endpoint::{Core, Effect};
@@ -227,7 +228,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
 fn establish<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, now: Instant, remote_id: IkeId) {
     sa.state = State::Established;
     sa.established_at = Some(now);
-    sa.rekey_at = core.config.ike_rekey_after.map(|after| now + after);
+    sa.rekey_at = rekey_ike_at(core, now);
     sa.remote_id = Some(remote_id.clone());
     core.effects.push(Effect::Established);
     if let Some(keys) = &sa.keys {

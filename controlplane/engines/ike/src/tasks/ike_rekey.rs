@@ -6,12 +6,12 @@
 //! SK { D }             -->   (on the old one)
 //! ```
 //!
-//! Where both sides start at once, both answer TEMPORARY_FAILURE and try again at different times (§2.25).
+//! Where both sides start at once, both answer, and two IKE SAs come about. The one whose exchange had the lowest of
+//! the four nonces is deleted by the side that made it; the CHILD SAs move to the other (§2.8.1, §2.25.2).
 
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use towpath_base::Instant;
 use towpath_base::crypto::{DhGroup, KeyGenerator, Rng};
@@ -19,17 +19,15 @@ use towpath_base::ids::IkeSpi;
 
 use super::{Parts, Task};
 use crate::choose::{accept_ike, choose_ike, offer_ike};
-use crate::command::{Command, FailReason, Role};
+use crate::command::{FailReason, Role};
 use crate::config::IkeSaId;
-use crate::endpoint::{Core, Effect};
+use crate::endpoint::{Core, Effect, Ending};
 use crate::keys::{IkeKeys, Inputs};
-use crate::sa::{IkeSa, Sa, State, answer, retry_rekey_at};
+use crate::sa::{IkeSa, Rival, Sa, State, answer, retry_rekey_at};
 use crate::wire::{Header, NotifyType, Payload};
 
 /// Bytes of an IKE SPI in a proposal.
 const SPI_LEN: usize = 8;
-/// How long a rekeyed SA waits for the peer's Delete.
-const DELETE_WITHIN: Duration = Duration::from_secs(30);
 
 /// One rekeying of ours.
 pub(crate) struct IkeRekey<P> {
@@ -92,27 +90,39 @@ impl<P> IkeRekey<P> {
         let parts = Parts::collect(payloads);
         let put_off = parts.as_ref().and_then(Parts::error) == Some(NotifyType::TEMPORARY_FAILURE);
         let agreed = parts.and_then(|parts| self.agree(sa, core, &parts));
-        let Some((keys, id, peer_spi)) = agreed else {
-            if put_off {
-                sa.rekey_at = Some(retry_rekey_at(core, now));
+        let rival = sa.rival.take();
+        let Some(Agreed {
+            keys,
+            spi,
+            peer_spi,
+            nr,
+        }) = agreed
+        else {
+            match rival {
+                Some(rival) => move_to(sa, core, rival.heir, Ending::AwaitDelete),
+                None if put_off => sa.rekey_at = Some(retry_rekey_at(core, now)),
+                None => {}
             }
             self.abandon(core);
             return;
         };
+        let lost = rival.filter(|rival| self.ni.as_slice().min(&nr) < rival.lowest.as_slice());
         let nonce = core::mem::take(&mut self.ni);
-        spawn(sa, core, now, Role::Initiator, id, peer_spi, keys, nonce);
-        sa.enqueue(Task::DeleteIke {
-            reason: FailReason::Rekeyed,
-        });
+        let mut new = spawn(sa, core, now, Role::Initiator, spi, peer_spi, keys, nonce);
+        let id = new.id;
+        if lost.is_some() {
+            new.enqueue(Task::DeleteIke {
+                reason: FailReason::Redundant,
+            });
+        }
+        core.effects.push(Effect::Spawn(new));
+        match lost {
+            Some(rival) => move_to(sa, core, rival.heir, Ending::AwaitDelete),
+            None => move_to(sa, core, id, Ending::Delete),
+        }
     }
 
-    /// The new keys, our SPI and the peer's.
-    fn agree<K, R>(
-        &mut self,
-        sa: &Sa<K>,
-        core: &Core<K, R>,
-        parts: &Parts<'_>,
-    ) -> Option<(IkeKeys, IkeSpi, IkeSpi)>
+    fn agree<K, R>(&mut self, sa: &Sa<K>, core: &Core<K, R>, parts: &Parts<'_>) -> Option<Agreed>
     where
         K: KeyGenerator<Private = P>,
         R: Rng,
@@ -132,11 +142,17 @@ impl<P> IkeRekey<P> {
             ni: &self.ni,
             nr: parts.nonce?,
         };
+        let nr = inputs.nr.to_vec();
         let keys = sa
             .keys
             .as_ref()?
             .rekeyed(&core.keygen, chosen.suite, &shared, inputs)?;
-        Some((keys, spi_i, spi_r))
+        Some(Agreed {
+            keys,
+            spi: spi_i,
+            peer_spi: spi_r,
+            nr,
+        })
     }
 
     pub(super) fn abandon<K: KeyGenerator, R: Rng>(self, core: &mut Core<K, R>) {
@@ -144,6 +160,15 @@ impl<P> IkeRekey<P> {
             core.release_ike_spi(spi);
         }
     }
+}
+
+/// What the response brings.
+struct Agreed {
+    keys: IkeKeys,
+    /// Our SPI.
+    spi: IkeSpi,
+    peer_spi: IkeSpi,
+    nr: Vec<u8>,
 }
 
 fn peer_spi(bytes: &[u8]) -> Option<IkeSpi> {
@@ -160,12 +185,11 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     parts: &Parts<'_>,
 ) -> Result<(), Payload<'static>> {
     let refusal = |kind| Payload::notify(kind, &[][..]);
-    // RFC 7296 §2.25.2: not while something of ours is under way on this SA.
-    let busy = !matches!(
-        sa.outstanding.as_ref().map(|out| &out.task),
-        None | Some(Task::Dpd)
-    );
-    if sa.state != State::Established || busy {
+    // RFC 7296 §2.25.2: not while a CHILD SA of ours is being made or ended, or the IKE SA is.
+    let under_way = sa.outstanding.as_ref().map(|out| &out.task);
+    let crossed = matches!(under_way, Some(Task::IkeRekey(_)));
+    let free = crossed || matches!(under_way, None | Some(Task::Dpd));
+    if sa.state != State::Established || !free || sa.rival.is_some() {
         return Err(refusal(NotifyType::TEMPORARY_FAILURE));
     }
     let (Some(proposals), Some((group, public)), Some(ni)) = (parts.sa, parts.ke, parts.nonce) else {
@@ -204,23 +228,44 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     };
     let payloads = [
         Payload::Sa(vec![chosen.answer(&spi_r.0.to_be_bytes())]),
-        Payload::Nonce(nr.into()),
+        Payload::Nonce(nr.clone().into()),
         Payload::Ke {
             group,
             data: our_public.into(),
         },
     ];
     answer(sa, core, header.exchange, header.message_id, &payloads);
-    spawn(sa, core, now, Role::Responder, spi_r, spi_i, keys, ni.to_vec());
-    sa.announce_end(core, FailReason::Rekeyed);
-    sa.state = State::Deleting;
-    sa.expire_at = Some(now + DELETE_WITHIN);
+    let mut new = spawn(sa, core, now, Role::Responder, spi_r, spi_i, keys, ni.to_vec());
+    let heir = new.id;
+    if crossed {
+        // Should ours win, the peer deletes this one.
+        new.expire_at = Some(now + Ending::DELETE_WITHIN);
+        sa.rival = Some(Rival {
+            heir,
+            lowest: ni.min(&nr).to_vec(),
+        });
+    }
+    core.effects.push(Effect::Spawn(new));
+    if !crossed {
+        move_to(sa, core, heir, Ending::AwaitDelete);
+    }
     Ok(())
 }
 
-/// Makes the new SA and moves the CHILD SAs and what is queued.
-fn spawn<K: KeyGenerator, R: Rng>(
+/// The CHILD SAs and what is queued go to `heir`, as soon as the endpoint has both SAs at hand.
+pub(super) fn move_to<K: KeyGenerator, R: Rng>(
     sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    heir: IkeSaId,
+    ending: Ending,
+) {
+    sa.moving = true;
+    core.effects.push(Effect::Move { heir, ending });
+}
+
+/// Makes the new SA, without CHILD SAs yet.
+fn spawn<K: KeyGenerator, R: Rng>(
+    sa: &Sa<K>,
     core: &mut Core<K, R>,
     now: Instant,
     role: Role,
@@ -228,7 +273,7 @@ fn spawn<K: KeyGenerator, R: Rng>(
     peer_spi: IkeSpi,
     keys: IkeKeys,
     ni: Vec<u8>,
-) {
+) -> Box<IkeSa<K::Private>> {
     let id = IkeSaId(spi);
     let mut new = IkeSa::new(id, role, State::Established, sa.local, sa.remote, peer_spi, now);
     new.policy = sa.policy.clone();
@@ -237,11 +282,15 @@ fn spawn<K: KeyGenerator, R: Rng>(
     new.ni = ni;
     new.keys = Some(Box::new(keys));
     new.established_at = sa.established_at;
-    new.redundant_at = sa.redundant_at.take();
-    new.rekey_at = core.config.ike_rekey_after.map(|after| now + after);
-    new.children = core::mem::take(&mut sa.children);
-    new.queue = core::mem::take(&mut sa.queue);
-    core.commands
-        .push_back(Command::IkeRekeyed { old: sa.id, new: id });
-    core.effects.push(Effect::Spawn(Box::new(new)));
+    new.rekey_at = rekey_ike_at(core, now);
+    new.silent = true;
+    Box::new(new)
+}
+
+/// When an IKE SA made now is to be rekeyed: up to a tenth earlier than configured, so that both sides rarely do it
+/// at once.
+pub(crate) fn rekey_ike_at<K: KeyGenerator, R: Rng>(core: &mut Core<K, R>, now: Instant) -> Option<Instant> {
+    let after = core.config.ike_rekey_after?;
+    let [jitter] = core.random();
+    Some(now + (after - after / 2560 * u32::from(jitter)))
 }

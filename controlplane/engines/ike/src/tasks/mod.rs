@@ -46,7 +46,7 @@ pub(crate) enum Task<P> {
         spi_in: Option<Spi>,
     },
     /// CREATE_CHILD_SA that replaces a CHILD SA.
-    ChildRekey(child_rekey::ChildRekey),
+    ChildRekey(child_rekey::ChildRekey<P>),
     /// CREATE_CHILD_SA that replaces the IKE SA.
     IkeRekey(Box<ike_rekey::IkeRekey<P>>),
     /// Delete of one CHILD SA.
