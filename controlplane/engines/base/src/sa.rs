@@ -148,10 +148,7 @@ impl EspKeys {
         {
             return None;
         }
-        let (cipher, salt) = self
-            .cipher
-            .expose()
-            .split_at_checked(suite.cipher_key_len())?;
+        let (cipher, salt) = self.cipher.expose().split_at_checked(suite.cipher_key_len())?;
         Some(KeyParts {
             cipher,
             salt,

@@ -4,9 +4,7 @@ mod esp;
 #[cfg(feature = "alloc")]
 mod ike;
 
-pub use esp::{
-    Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey,
-};
+pub use esp::{Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey};
 #[cfg(feature = "alloc")]
 pub use ike::{CryptoError, DhGroup, Integrity, KeyGenerator, Prf, Secret, SkCipher, SkKeys, SkParts};
 

@@ -316,10 +316,20 @@ mod tests {
                 let name = suite.name();
                 assert!(name.ends_with(integrity.name()), "{name}");
             }
-            assert_eq!(suite.name().contains("128"), suite.cipher_key_len() == 16, "{suite}");
+            assert_eq!(
+                suite.name().contains("128"),
+                suite.cipher_key_len() == 16,
+                "{suite}"
+            );
             assert_eq!(suite.name().contains("ctr"), suite.cipher() == EspCipher::AesCtr);
-            assert_eq!(suite.name().contains("ccm"), suite.cipher() == EspCipher::AesCcm16);
-            assert_eq!(suite.name().starts_with("null"), suite.cipher() == EspCipher::Null);
+            assert_eq!(
+                suite.name().contains("ccm"),
+                suite.cipher() == EspCipher::AesCcm16
+            );
+            assert_eq!(
+                suite.name().starts_with("null"),
+                suite.cipher() == EspCipher::Null
+            );
         }
     }
 }
