@@ -14,6 +14,8 @@
 //! | [`policy`] | entries of the security policy database |
 //! | [`replay`] | the anti-replay window |
 //! | [`packet`] | one packet in a buffer with room on both sides |
+//! | [`credentials`] | keys and certificates of a subscriber |
+//! | [`dn`] | distinguished names |
 //! | [`crypto`] | what an engine asks of cryptography |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -21,7 +23,11 @@
 #[cfg(feature = "alloc")]
 extern crate alloc;
 
+#[cfg(feature = "alloc")]
+pub mod credentials;
 pub mod crypto;
+#[cfg(feature = "alloc")]
+pub mod dn;
 pub mod ids;
 pub mod key;
 pub mod packet;

@@ -189,6 +189,8 @@ pub enum IkeId {
     Rfc822(String),
     /// ID_KEY_ID.
     KeyId(Vec<u8>),
+    /// ID_DER_ASN1_DN: a distinguished name in DER.
+    DistinguishedName(Vec<u8>),
 }
 
 impl fmt::Display for IkeId {
@@ -198,13 +200,14 @@ impl fmt::Display for IkeId {
             Self::Address(address) => write!(f, "{address}"),
             Self::Fqdn(text) | Self::Rfc822(text) => write!(f, "{}", text.escape_debug()),
             Self::KeyId(bytes) => bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")),
+            Self::DistinguishedName(der) => crate::dn::write(der, f),
         }
     }
 }
 
 impl IkeId {
-    /// Reads configuration text: an IP address, `user@host`, or a domain name. A type in front forbids guessing:
-    /// `fqdn:`, `email:`, `keyid:` (hex digits).
+    /// Reads configuration text: an IP address, a distinguished name (`C=CH, CN=host`), `user@host`, or a domain
+    /// name. A type in front forbids guessing: `fqdn:`, `email:`, `keyid:` (hex digits), `dn:` (hex digits of DER).
     pub fn from_text(text: &str) -> Self {
         if let Some(name) = text.strip_prefix("fqdn:") {
             return Self::Fqdn(name.into());
@@ -214,6 +217,12 @@ impl IkeId {
         }
         if let Some(bytes) = text.strip_prefix("keyid:").and_then(from_hex) {
             return Self::KeyId(bytes);
+        }
+        if let Some(der) = text.strip_prefix("dn:").and_then(from_hex) {
+            return Self::DistinguishedName(der);
+        }
+        if let Some(der) = crate::dn::parse(text) {
+            return Self::DistinguishedName(der);
         }
         match text.parse() {
             Ok(address) => Self::Address(address),
@@ -229,11 +238,39 @@ impl IkeId {
             Self::Fqdn(name) => ("fqdn:", name.clone()),
             Self::Rfc822(mailbox) => ("email:", mailbox.clone()),
             Self::KeyId(_) => ("keyid:", self.to_string()),
+            Self::DistinguishedName(der) => {
+                // The text forgets how the strings are encoded.
+                let text = self.to_string();
+                if Self::from_text(&text) == *self {
+                    return text;
+                }
+                let mut hex = String::from("dn:");
+                der.iter().for_each(|byte| hex += &alloc::format!("{byte:02x}"));
+                return hex;
+            }
         };
         if Self::from_text(&plain) == *self {
             plain
         } else {
             kind.to_string() + &plain
+        }
+    }
+}
+
+impl IkeId {
+    /// Whether `proven` is the identity meant here: names without regard to case, distinguished names without regard
+    /// to the kind of their strings (RFC 4945 §3.1).
+    pub fn matches(&self, proven: &Self) -> bool {
+        match (self, proven) {
+            (Self::Fqdn(a), Self::Fqdn(b)) => a.eq_ignore_ascii_case(b),
+            (Self::Rfc822(a), Self::Rfc822(b)) => match (a.rsplit_once('@'), b.rsplit_once('@')) {
+                (Some((user_a, host_a)), Some((user_b, host_b))) => {
+                    user_a == user_b && host_a.eq_ignore_ascii_case(host_b)
+                }
+                _ => a == b,
+            },
+            (Self::DistinguishedName(a), Self::DistinguishedName(b)) => a == b || crate::dn::same(a, b),
+            (a, b) => a == b,
         }
     }
 }
@@ -262,6 +299,7 @@ enum IkeIdParts {
     Fqdn(String),
     Rfc822(String),
     KeyId(Vec<u8>),
+    DistinguishedName(Vec<u8>),
 }
 
 #[cfg(feature = "serde")]
@@ -275,6 +313,7 @@ impl serde::Serialize for IkeId {
             Self::Fqdn(name) => IkeIdParts::Fqdn(name),
             Self::Rfc822(mailbox) => IkeIdParts::Rfc822(mailbox),
             Self::KeyId(bytes) => IkeIdParts::KeyId(bytes),
+            Self::DistinguishedName(der) => IkeIdParts::DistinguishedName(der),
         }
         .serialize(serializer)
     }
@@ -291,6 +330,7 @@ impl<'de> serde::Deserialize<'de> for IkeId {
             IkeIdParts::Fqdn(name) => Self::Fqdn(name),
             IkeIdParts::Rfc822(mailbox) => Self::Rfc822(mailbox),
             IkeIdParts::KeyId(bytes) => Self::KeyId(bytes),
+            IkeIdParts::DistinguishedName(der) => Self::DistinguishedName(der),
         })
     }
 }
@@ -414,9 +454,12 @@ mod tests {
             IkeId::Rfc822("a@towpath.example".into()),
             IkeId::Rfc822("no-at-sign".into()),
             IkeId::KeyId(alloc::vec![0, 0xff]),
+            IkeId::from_text("C=CH, CN=x"),
+            IkeId::DistinguishedName(alloc::vec![0x30, 0]),
         ] {
             assert_eq!(IkeId::from_text(&id.to_text()), id);
         }
+        assert!(matches!(IkeId::from_text("CN=x"), IkeId::DistinguishedName(_)));
         assert_eq!(
             IkeId::from_text("a@towpath.example").to_text(),
             "a@towpath.example"

@@ -156,7 +156,7 @@ fn peer(subscriber: &Subscriber, index: usize, policy: &PeerPolicy) -> Checked {
     ] {
         let length = match id {
             Some(IkeId::Fqdn(text) | IkeId::Rfc822(text)) => text.len(),
-            Some(IkeId::KeyId(bytes)) => bytes.len(),
+            Some(IkeId::KeyId(bytes) | IkeId::DistinguishedName(bytes)) => bytes.len(),
             Some(IkeId::Address(_)) | None => 1,
         };
         if !(1..=255).contains(&length) {

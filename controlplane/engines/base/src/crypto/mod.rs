@@ -1,9 +1,13 @@
 //! What engines ask of cryptography, as traits: adapters and bare-metal builds bring the algorithms.
 
+#[cfg(feature = "alloc")]
+mod auth;
 mod esp;
 #[cfg(feature = "alloc")]
 mod ike;
 
+#[cfg(feature = "alloc")]
+pub use auth::{PeerProof, PeerVerifier, SignatureScheme, Signer, Untrusted};
 pub use esp::{Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey};
 #[cfg(feature = "alloc")]
 pub use ike::{CryptoError, DhGroup, Integrity, KeyGenerator, Prf, Secret, SkCipher, SkKeys, SkParts};

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
+use towpath_base::dn;
 use towpath_base::profile::IkeId;
 
 use super::{ParseError, Reader};
@@ -13,6 +14,7 @@ const ID_IPV4_ADDR: u8 = 1;
 const ID_FQDN: u8 = 2;
 const ID_RFC822_ADDR: u8 = 3;
 const ID_IPV6_ADDR: u8 = 5;
+const ID_DER_ASN1_DN: u8 = 9;
 const ID_KEY_ID: u8 = 11;
 
 /// An identity as it stands on the wire, of any type.
@@ -50,6 +52,7 @@ impl<'a> Id<'a> {
             ID_FQDN => IkeId::Fqdn(text()?),
             ID_RFC822_ADDR => IkeId::Rfc822(text()?),
             ID_KEY_ID => IkeId::KeyId(self.data.to_vec()),
+            ID_DER_ASN1_DN if dn::is_name(&self.data) => IkeId::DistinguishedName(self.data.to_vec()),
             _ => return None,
         })
     }
@@ -63,6 +66,7 @@ impl From<&IkeId> for Id<'static> {
             IkeId::Fqdn(text) => (ID_FQDN, text.as_bytes().to_vec()),
             IkeId::Rfc822(text) => (ID_RFC822_ADDR, text.as_bytes().to_vec()),
             IkeId::KeyId(bytes) => (ID_KEY_ID, bytes.clone()),
+            IkeId::DistinguishedName(der) => (ID_DER_ASN1_DN, der.clone()),
         };
         Self {
             kind,
