@@ -2,6 +2,7 @@
 //!
 //! * [`lab`]: namespaces, peers and captures (real strongSwan, real kernels);
 //! * [`proof`]: the main job run in the lab, one scenario after the other, and judged;
+//! * [`linkem`]: emulated links between two interfaces;
 //! * [`layers`]: the dependency rules, checked;
 //! * [`setup`], [`check`], [`suite`]: what a machine needs, what a commit needs, what a release needs;
 //! * [`ebpf`]: builds the XDP object; [`mod@bench`]: measures.
@@ -12,6 +13,7 @@ pub mod check;
 pub mod ebpf;
 pub mod lab;
 pub mod layers;
+pub mod linkem;
 pub mod proof;
 pub mod pump;
 pub mod setup;

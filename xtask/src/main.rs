@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, check, ebpf, lab, layers, proof, pump, root, setup, sh, suite, ui};
+use xtask::{bench, check, ebpf, lab, layers, linkem, proof, pump, root, setup, sh, suite, ui};
 
 /// Builds, runs, tests and measures Towpath.
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Run(proof::Args),
     /// The lab by itself: terminals A and B, gateway, strongSwan peer
     Lab(lab::cli::Args),
+    /// Join two interfaces by an emulated link: rate, delay, loss, bursts, reordering, outages
+    Linkem(linkem::Args),
     /// Run every test: unit, property, XDP fixtures, namespaces with real peers (needs root)
     Test(suite::Args),
     /// What to run before committing: fmt, layers, clippy, docs, unit tests, bare-metal builds
@@ -68,6 +70,7 @@ fn run(command: &Command) -> Result<()> {
         }
         Command::Run(args) => proof::run(&root, args),
         Command::Lab(args) => lab::cli::run(&root, args),
+        Command::Linkem(args) => linkem::run(args),
         Command::Test(args) => suite::run(&root, args),
         Command::Check => check::run(&root),
         Command::Layers => layers::run(&root),

@@ -195,8 +195,8 @@ pub fn bulk(setup: Bulk) -> BulkResult {
         ratio: goodput / (setup.rate as f64 * (1.0 - setup.loss) * EFFICIENCY),
         goodput,
         retransmit_ratio: stats.bytes_retransmitted as f64 / (report.lost_bytes as f64 * EFFICIENCY).max(1.0),
-        queue_bdp: report.queue_sum as f64 / report.offered.max(1) as f64 / bdp,
-        queue_drops: report.dropped,
+        queue_bdp: report.queue_mean() / bdp,
+        queue_drops: report.dropped(),
         timeouts: stats.timeouts,
         first_megabyte,
     }

@@ -17,7 +17,7 @@ pub mod goodput;
 pub mod host;
 pub mod link;
 pub mod relay;
-pub mod rng;
+pub use towpath_linkem::rng;
 pub mod scenario;
 pub mod sharing;
 pub mod world;

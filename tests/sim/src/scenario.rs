@@ -101,7 +101,7 @@ fn random_link(rng: &mut SimRng, harsh: bool) -> LinkConfig {
             0.0
         },
         outages,
-        mtu: 1500,
+        ..LinkConfig::default()
     }
 }
 

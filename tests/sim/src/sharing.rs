@@ -92,7 +92,7 @@ pub fn share(algorithms: [Algorithm; 2], rate: u64, rtt: Duration, queue_bdp: f6
     Share {
         goodput,
         jain: (x + y) * (x + y) / (2.0 * (x * x + y * y)),
-        queue_bdp: report.queue_sum as f64 / report.offered.max(1) as f64 / bdp,
+        queue_bdp: report.queue_mean() / bdp,
     }
 }
 

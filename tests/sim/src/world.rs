@@ -146,7 +146,11 @@ impl World {
     }
 
     fn next_event(&self) -> Option<Instant> {
-        let links = self.up.iter().chain(&self.down).filter_map(Link::next_arrival);
+        let links = self
+            .up
+            .iter()
+            .chain(&self.down)
+            .filter_map(|link| link.next_arrival());
         let sockets = self.a.iter().chain(&self.b).filter_map(Socket::next_deadline);
         let middle = self.middle.as_ref().and_then(|middle| middle.next_deadline());
         links.chain(sockets).chain(middle).min()

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::{Family, Lab, Node, Options, PeerKind};
+use crate::linkem::Links;
 use crate::sh::{Cmd, Usage};
 use crate::ui::Step;
 
@@ -29,7 +30,14 @@ pub enum Command {
         /// What kind of peer
         #[arg(long, value_enum, default_value_t)]
         peer: PeerKind,
+        /// With a link emulator between terminal A and the gateway; `lab link` sets what the link is like
+        #[arg(long)]
+        linkem: bool,
     },
+    /// Set what the emulated link of terminal A is like: `lab link --both rate=20M,delay=50ms --ab loss=1%`
+    ///
+    /// --ab is from the gateway to the terminal. `cargo xtask linkem --help` explains the keys.
+    Link(Links),
     /// End everything the lab started and remove it
     Down,
     /// A shell at a node, or one command: `lab shell ta -- ping 10.77.9.2`
@@ -51,7 +59,8 @@ pub enum Command {
 /// Runs the command.
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     match &args.command {
-        Command::Up { peer } => up(root, &args.instance, *peer),
+        Command::Up { peer, linkem } => up(root, &args.instance, *peer, *linkem),
+        Command::Link(links) => link(root, &args.instance, links),
         Command::Down => {
             Lab::down_instance(root, &args.instance)?;
             println!("lab: down");
@@ -62,13 +71,21 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     }
 }
 
-fn up(root: &Path, instance: &str, peer: PeerKind) -> Result<()> {
+fn link(root: &Path, instance: &str, links: &Links) -> Result<()> {
+    let mut lab = attached(root, instance)?;
+    lab.set_link(links)?;
+    println!("lab: the link of terminal A is emulated");
+    Ok(())
+}
+
+fn up(root: &Path, instance: &str, peer: PeerKind, linkem: bool) -> Result<()> {
     let step = Step::new(format!("lab up, peer {}", peer.name()));
     match Lab::up(
         root,
         &Options {
             instance: instance.to_owned(),
             peer,
+            linkem,
         },
     ) {
         Ok(lab) => {

@@ -29,7 +29,12 @@ pub use self::strongswan::{Charon, ChildSa, Conn, IkeSa, Mode, Suite, psk};
 use self::guest::Guest;
 use self::state::{Process, State};
 use self::strongswan::Place;
+use crate::linkem::Links;
+use crate::proof::stack::programs;
 use crate::sh::{Cmd, Output, is_root};
+
+/// Name of the link emulator's process.
+const LINKEM: &str = "linkem";
 
 /// What kind of peer a lab has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -67,6 +72,8 @@ pub struct Options {
     pub instance: String,
     /// What kind of peer.
     pub peer: PeerKind,
+    /// Whether terminal A's link is emulated: see [`Lab::set_link`].
+    pub linkem: bool,
 }
 
 impl Default for Options {
@@ -74,6 +81,7 @@ impl Default for Options {
         Self {
             instance: "default".to_owned(),
             peer: PeerKind::default(),
+            linkem: false,
         }
     }
 }
@@ -100,6 +108,7 @@ impl Lab {
         }
         if let Some(lab) = Self::attach(root, &options.instance)?
             && lab.state.peer == options.peer
+            && lab.state.linkem == options.linkem
             && lab.healthy()
         {
             return Ok(lab);
@@ -110,6 +119,7 @@ impl Lab {
         let net = Net::new(&options.instance)?;
         let state = State {
             peer: options.peer,
+            linkem: options.linkem,
             ready: false,
             processes: vec![],
         };
@@ -134,7 +144,12 @@ impl Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let instance = format!("{name}-{}-{count}", std::process::id());
-        let mut lab = Self::up(root, &Options { instance, peer })?;
+        let options = Options {
+            instance,
+            peer,
+            linkem: false,
+        };
+        let mut lab = Self::up(root, &options)?;
         lab.ephemeral = true;
         Ok(lab)
     }
@@ -158,11 +173,16 @@ impl Lab {
     }
 
     fn peer_processes(&self) -> impl Iterator<Item = &Process> {
-        self.state.processes.iter().filter(|p| p.name.contains("peer"))
+        let counts = |p: &&Process| p.name.contains("peer") || p.name == LINKEM;
+        self.state.processes.iter().filter(counts)
     }
 
     fn build(&mut self) -> Result<()> {
-        self.net.up(self.state.peer == PeerKind::Kernel)?;
+        self.net
+            .up(self.state.peer == PeerKind::Kernel, self.state.linkem)?;
+        if self.state.linkem {
+            self.set_link(&Links::default())?;
+        }
         let place = match self.state.peer {
             PeerKind::Kernel => {
                 let guest = self.guest(Node::Peer);
@@ -216,6 +236,41 @@ impl Lab {
         let (charon, process) = Charon::start(place, self.charon_dir(node, kind))?;
         process.into_iter().try_for_each(|p| self.record(p))?;
         Ok(charon)
+    }
+
+    /// Makes the emulated link of terminal A what `links` says, from now on: `ab` is from the gateway to the terminal.
+    /// What is on its way is lost. What the link before really did is then in `linkem.json` in the lab's folder.
+    pub fn set_link(&mut self, links: &Links) -> Result<()> {
+        links.configs()?;
+        self.stop_link()?;
+        let [a, b] = net::EMULATOR_PORTS;
+        let cmd = Cmd::new(programs()?.join("xtask"))
+            .args(["linkem", "--a", a, "--b", b, "--json"])
+            .arg(self.dir.join("linkem.json"))
+            .args(links.arguments());
+        let log = self.log_file(LINKEM);
+        let _ = std::fs::remove_file(&log);
+        let pid = self.net.inside_emulator(cmd).spawn(&log)?;
+        let process = Process::note(LINKEM, pid);
+        self.record(process.clone())?;
+        let ready = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"));
+        if state::wait_for(Duration::from_secs(5), || ready() || !process.alive()) && ready() {
+            return Ok(());
+        }
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        bail!("the link emulator did not start: {}", said.trim())
+    }
+
+    /// Ends terminal A's emulated link: nothing passes any more.
+    pub fn stop_link(&mut self) -> Result<()> {
+        if !self.state.linkem {
+            bail!("this lab's links are not emulated: cargo xtask lab up --linkem");
+        }
+        for process in self.state.processes.iter().filter(|p| p.name == LINKEM) {
+            process.end(Duration::from_secs(2));
+        }
+        self.state.processes.retain(|p| p.name != LINKEM);
+        self.state.save(&self.dir)
     }
 
     fn record(&mut self, process: Process) -> Result<()> {
@@ -348,6 +403,7 @@ impl Lab {
     pub fn down_instance(root: &Path, instance: &str) -> Result<()> {
         let state = State::load(&Self::folder(root, instance)).unwrap_or(State {
             peer: PeerKind::default(),
+            linkem: false,
             ready: false,
             processes: vec![],
         });

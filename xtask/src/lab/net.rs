@@ -6,6 +6,12 @@
 //!   tb  eth0 10.77.2.2/24  fd77:2::2/64 ----- acc1 10.77.2.1 fd77:2::1 +----+                  10.77.9.2 fd77:9::2
 //! ```
 //!
+//! Where terminal A's link is emulated, the emulator's namespace sits in the middle of it:
+//!
+//! ```text
+//!   ta eth0 ----- ta0 | em | gw0 ----- acc0 gw
+//! ```
+//!
 //! Offloads are off everywhere, so that frames carry finished checksums and fit the wire. The far ends
 //! have GRO on, because a veth receives frames redirected by XDP only when it receives through NAPI; its size
 //! limit keeps it from merging anything.
@@ -150,6 +156,9 @@ pub fn gateway_addresses() -> Vec<IpAddr> {
         .collect()
 }
 
+/// The emulator's interfaces, towards the gateway and towards terminal A.
+pub const EMULATOR_PORTS: [&str; 2] = ["gw0", "ta0"];
+
 /// The namespaces of one lab.
 #[derive(Clone, Debug)]
 pub struct Net {
@@ -191,6 +200,20 @@ impl Net {
         ])
     }
 
+    /// The namespace of the link emulator.
+    pub fn emulator(&self) -> String {
+        format!("{}-em", self.prefix)
+    }
+
+    /// Puts a command into the link emulator's namespace.
+    pub fn inside_emulator(&self, cmd: Cmd) -> Cmd {
+        cmd.behind([
+            "nsenter".to_owned(),
+            format!("--net=/run/netns/{}", self.emulator()),
+            "--".to_owned(),
+        ])
+    }
+
     /// Whether the namespaces are there.
     pub fn exists(&self) -> bool {
         Node::ALL.iter().all(|n| {
@@ -201,8 +224,9 @@ impl Net {
     }
 
     /// Makes the namespaces, links, addresses and routes. With `guest`, the peer's addresses are left
-    /// out: the guest kernel behind the interface has them.
-    pub fn up(&self, guest: bool) -> Result<()> {
+    /// out: the guest kernel behind the interface has them. With `linkem`, a namespace for a link emulator sits
+    /// between terminal A and the gateway.
+    pub fn up(&self, guest: bool, linkem: bool) -> Result<()> {
         for node in Node::ALL {
             let ns = self.namespace(node);
             Cmd::new("ip")
@@ -240,17 +264,43 @@ impl Net {
             self.sysctl(Node::Peer, &["all.disable_ipv6=1", "default.disable_ipv6=1"])?;
         }
         for (node, port, _) in LINKS {
+            self.wire(node, port, linkem && node == Node::Ta)?;
             self.link(node, port, guest && node == Node::Peer)?;
         }
         Ok(())
     }
 
-    fn link(&self, node: Node, port: &str, bare: bool) -> Result<()> {
+    /// Connects the gateway's interface with the node's, directly or through the emulator.
+    fn wire(&self, node: Node, port: &str, linkem: bool) -> Result<()> {
         let far = self.namespace(node);
+        if !linkem {
+            return self.ip(
+                Node::Gw,
+                &format!("link add {port} type veth peer name eth0 netns {far}"),
+            );
+        }
+        let em = self.emulator();
+        let [near, terminal] = EMULATOR_PORTS;
+        Cmd::new("ip").args(["netns", "add", &em]).run()?;
         self.ip(
             Node::Gw,
-            &format!("link add {port} type veth peer name eth0 netns {far}"),
+            &format!("link add {port} type veth peer name {near} netns {em}"),
         )?;
+        self.ip(
+            node,
+            &format!("link add eth0 type veth peer name {terminal} netns {em}"),
+        )?;
+        for interface in EMULATOR_PORTS {
+            let quiet = format!("echo 1 >/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+            let off = format!("ethtool -K {interface} tx off tso off gso off gro on");
+            let up = format!("ip link set {interface} gro_max_size 1500 && ip link set {interface} up");
+            let script = format!("{quiet} && {off} && {up}");
+            self.inside_emulator(Cmd::new("sh").args(["-c", &script])).run()?;
+        }
+        Ok(())
+    }
+
+    fn link(&self, node: Node, port: &str, bare: bool) -> Result<()> {
         self.ethtool(Node::Gw, port, "off")?;
         self.ethtool(node, "eth0", "on")?;
         self.ip(node, "link set eth0 gro_max_size 1500")?;
@@ -313,11 +363,9 @@ impl Net {
     /// Process ids inside the namespaces.
     pub fn processes(&self) -> Vec<u32> {
         let mut found = Vec::new();
-        for node in Node::ALL {
-            if let Ok(out) = Cmd::new("ip")
-                .args(["netns", "pids", &self.namespace(node)])
-                .output()
-            {
+        let all = Node::ALL.map(|node| self.namespace(node));
+        for namespace in all.into_iter().chain([self.emulator()]) {
+            if let Ok(out) = Cmd::new("ip").args(["netns", "pids", &namespace]).output() {
                 found.extend(
                     out.stdout
                         .split_whitespace()
@@ -330,8 +378,8 @@ impl Net {
 
     /// Removes the namespaces that are there.
     pub fn down(&self) -> Result<()> {
-        for node in Node::ALL {
-            let ns = self.namespace(node);
+        let all = Node::ALL.map(|node| self.namespace(node));
+        for ns in all.into_iter().chain([self.emulator()]) {
             if std::path::Path::new("/run/netns").join(&ns).exists() {
                 Cmd::new("ip").args(["netns", "del", &ns]).run()?;
             }

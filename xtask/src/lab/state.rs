@@ -84,6 +84,9 @@ pub fn wait_for(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
 pub struct State {
     /// What kind of peer it has.
     pub peer: PeerKind,
+    /// Whether terminal A's link is emulated.
+    #[serde(default)]
+    pub linkem: bool,
     /// Whether bringing it up finished.
     pub ready: bool,
     /// Processes started, oldest first.

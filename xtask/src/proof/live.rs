@@ -24,7 +24,11 @@ pub fn run(root: &Path, args: &super::Args, object: &Path) -> Result<()> {
     let flag = stop.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst)).context("cannot handle ctrl-c")?;
     let instance = args.instance.clone().unwrap_or_else(|| "default".to_owned());
-    let options = Options { instance, peer };
+    let options = Options {
+        instance,
+        peer,
+        linkem: false,
+    };
     Lab::down_instance(root, &options.instance)?;
     let lab = step(&format!("lab up, peer {}", peer.name()), || {
         Lab::up(root, &options)

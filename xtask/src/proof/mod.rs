@@ -174,6 +174,7 @@ fn with_peer(
     let instance = args.instance.clone().unwrap_or_else(|| "once".to_owned());
     Lab::down_instance(root, &instance)?;
     let options = Options {
+        linkem: false,
         instance: instance.clone(),
         peer: kind,
     };

@@ -1,4 +1,4 @@
-//! One seeded source of everything random in a simulation.
+//! One seeded source of everything random.
 
 use std::time::Duration;
 
