@@ -1,14 +1,53 @@
 //! The anti-replay window (RFC 4303 §3.4.3, RFC 6479).
 
+#[cfg(feature = "alloc")]
+use alloc::boxed::Box;
+
+/// Smallest window a receiver may choose (RFC 4303 §3.4.3: 64 is the default, and no less here).
+pub const MIN_WINDOW: u32 = 64;
+
+/// Largest window a receiver may choose.
+pub const MAX_WINDOW: u32 = 4096;
+
 /// Which sequence numbers were already accepted: a ring of bits behind the highest one.
 ///
-/// `WORDS` 64-bit words give a window of `64 * (WORDS - 1)` numbers: one word is always partly
-/// ahead (RFC 6479 §2), so moving the window forward clears whole words instead of shifting bits.
-/// `WORDS` must be a power of two, at least 2.
+/// `WORDS` 64-bit words lie in the window itself and cover `64 * (WORDS - 1)` numbers: one word is always partly
+/// ahead (RFC 6479 §2), so moving the window forward clears whole words instead of shifting bits. `WORDS` must be a
+/// power of two, at least 2. With the feature `alloc` a window may be larger than its words, see [`Self::sized`];
+/// it allocates when it is made and never again.
 #[derive(Debug, Clone)]
-pub struct ReplayWindow<const WORDS: usize> {
+pub struct ReplayWindow<const WORDS: usize = 16> {
     highest: u64,
-    bits: [u64; WORDS],
+    size: u64,
+    bits: Bits<WORDS>,
+}
+
+/// The ring; its length is a power of two.
+#[derive(Debug, Clone)]
+enum Bits<const WORDS: usize> {
+    Inline([u64; WORDS]),
+    #[cfg(feature = "alloc")]
+    Boxed(Box<[u64]>),
+}
+
+impl<const WORDS: usize> Bits<WORDS> {
+    #[inline]
+    fn words(&self) -> &[u64] {
+        match self {
+            Self::Inline(words) => words,
+            #[cfg(feature = "alloc")]
+            Self::Boxed(words) => words,
+        }
+    }
+
+    #[inline]
+    fn words_mut(&mut self) -> &mut [u64] {
+        match self {
+            Self::Inline(words) => words,
+            #[cfg(feature = "alloc")]
+            Self::Boxed(words) => words,
+        }
+    }
 }
 
 /// Why a sequence number was refused.
@@ -16,7 +55,7 @@ pub struct ReplayWindow<const WORDS: usize> {
 pub struct Replayed;
 
 impl<const WORDS: usize> ReplayWindow<WORDS> {
-    /// Numbers the window covers.
+    /// Numbers a window of [`Self::new`] covers.
     pub const SIZE: u64 = {
         assert!(WORDS.is_power_of_two() && WORDS >= 2);
         64 * (WORDS as u64 - 1)
@@ -26,8 +65,43 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
     pub const fn new() -> Self {
         Self {
             highest: 0,
-            bits: [0; WORDS],
+            size: Self::SIZE,
+            bits: Bits::Inline([0; WORDS]),
         }
+    }
+
+    /// An empty window of exactly `packets` numbers, [`MIN_WINDOW`] to [`MAX_WINDOW`]. `None` outside these bounds,
+    /// or where it would not fit into `WORDS` words and there is no allocator.
+    pub fn sized(packets: u32) -> Option<Self> {
+        if !(MIN_WINDOW..=MAX_WINDOW).contains(&packets) {
+            return None;
+        }
+        let words = (packets.div_ceil(64) as usize + 1).next_power_of_two();
+        let bits = if words <= WORDS {
+            Bits::Inline([0; WORDS])
+        } else {
+            Self::boxed(words)?
+        };
+        Some(Self {
+            highest: 0,
+            size: packets.into(),
+            bits,
+        })
+    }
+
+    #[cfg(feature = "alloc")]
+    fn boxed(words: usize) -> Option<Bits<WORDS>> {
+        Some(Bits::Boxed(alloc::vec![0; words].into_boxed_slice()))
+    }
+
+    #[cfg(not(feature = "alloc"))]
+    const fn boxed(_words: usize) -> Option<Bits<WORDS>> {
+        None
+    }
+
+    /// Numbers the window covers.
+    pub const fn size(&self) -> u64 {
+        self.size
     }
 
     /// Highest number accepted so far, 0 if none.
@@ -36,47 +110,66 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
     }
 
     /// Whether `sequence` could be accepted. Call before the integrity check, [`Self::accept`] after it.
+    #[inline]
     pub fn check(&self, sequence: u64) -> Result<(), Replayed> {
-        if sequence == 0 || sequence.saturating_add(Self::SIZE) <= self.highest {
+        if sequence == 0 || sequence.saturating_add(self.size) <= self.highest {
             return Err(Replayed);
         }
-        let (word, mask) = Self::position(sequence);
-        if sequence <= self.highest && self.bits[word] & mask != 0 {
+        let words = self.bits.words();
+        let seen = words
+            .get(word_of(sequence, words.len()))
+            .is_none_or(|word| word & bit_of(sequence) != 0);
+        if sequence <= self.highest && seen {
             return Err(Replayed);
         }
         Ok(())
     }
 
     /// Marks `sequence` as seen. Call only after the integrity check passed.
+    #[inline]
     pub fn accept(&mut self, sequence: u64) -> Result<(), Replayed> {
         self.check(sequence)?;
+        let words = self.bits.words_mut();
+        let len = words.len();
         if sequence > self.highest {
-            let words = ((sequence >> 6) - (self.highest >> 6)).min(WORDS as u64);
-            for step in 1..=words {
-                self.bits[((self.highest >> 6) + step) as usize % WORDS] = 0;
+            let steps = ((sequence >> 6) - (self.highest >> 6)).min(len as u64);
+            for step in 1..=steps {
+                let ahead = (((self.highest >> 6) + step) & (len as u64 - 1)) as usize;
+                if let Some(word) = words.get_mut(ahead) {
+                    *word = 0;
+                }
             }
             self.highest = sequence;
         }
-        let (word, mask) = Self::position(sequence);
-        self.bits[word] |= mask;
+        if let Some(word) = words.get_mut(word_of(sequence, len)) {
+            *word |= bit_of(sequence);
+        }
         Ok(())
     }
 
     /// The 64-bit number whose low half is `low` and that lies nearest the window (RFC 4303 appendix A2.2).
-    pub fn extend(&self, low: u32) -> u64 {
-        let bottom = self.highest.saturating_sub(Self::SIZE - 1);
+    #[inline]
+    pub const fn extend(&self, low: u32) -> u64 {
+        let bottom = self.highest.saturating_sub(self.size - 1);
         let high = bottom >> 32;
         // Below the window's bottom within its own half means the next half.
         if low < bottom as u32 {
-            ((high + 1) << 32) | u64::from(low)
+            (high.wrapping_add(1) << 32) | low as u64
         } else {
-            (high << 32) | u64::from(low)
+            (high << 32) | low as u64
         }
     }
+}
 
-    const fn position(sequence: u64) -> (usize, u64) {
-        ((sequence >> 6) as usize % WORDS, 1 << (sequence & 63))
-    }
+/// Which of `len` words, a power of two, holds the bit of `sequence`.
+#[inline]
+const fn word_of(sequence: u64, len: usize) -> usize {
+    ((sequence >> 6) & (len as u64 - 1)) as usize
+}
+
+#[inline]
+const fn bit_of(sequence: u64) -> u64 {
+    1 << (sequence & 63)
 }
 
 impl<const WORDS: usize> Default for ReplayWindow<WORDS> {
@@ -138,5 +231,67 @@ mod tests {
             prop_assume!(sent > 0 && sent + ReplayWindow::<2>::SIZE > highest);
             prop_assert_eq!(window.extend(sent as u32), sent);
         }
+    }
+
+    /// SplitMix64.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        }
+    }
+
+    /// A million numbers for each size: sent around the end of a 32-bit half, reordered, repeated, with gaps, and
+    /// seen by the receiver as their low halves alone.
+    #[cfg(feature = "alloc")]
+    #[test]
+    fn a_million_numbers_across_esn_wraps_agree_with_a_naive_set() {
+        for size in [64u32, 65, 100, 960, 1024, 4032, 4096] {
+            let mut window = ReplayWindow::<2>::sized(size).unwrap();
+            let (mut seen, mut highest) = (BTreeSet::new(), 0u64);
+            let mut numbers = Numbers(u64::from(size));
+            let (mut wraps, mut accepted) = (0, 0u32);
+            for _ in 0..1_000_000 {
+                let random = numbers.next();
+                let near = random >> 32;
+                let sent = match random % 1000 {
+                    // Far ahead, yet less than a half away: what a receiver can follow.
+                    0 => highest + (near % 0x7fff_ffff),
+                    1..=5 => highest + near % (4 * u64::from(size)),
+                    6..=400 => highest + 1,
+                    _ => highest.saturating_sub(near % (u64::from(size) + 40)),
+                };
+                let inside = sent + u64::from(size) > highest;
+                if inside {
+                    assert_eq!(window.extend(sent as u32), sent);
+                }
+                let fresh = sent != 0 && inside && seen.insert(sent);
+                assert_eq!(window.check(sent).is_ok(), fresh);
+                assert_eq!(window.accept(sent).is_ok(), fresh);
+                if fresh && sent > highest {
+                    wraps += (sent >> 32) - (highest >> 32);
+                    highest = sent;
+                    seen = seen.split_off(&highest.saturating_sub(u64::from(size)));
+                }
+                accepted += u32::from(fresh);
+            }
+            assert_eq!(window.highest(), highest);
+            assert!(wraps > 100 && accepted > 300_000, "{wraps} {accepted}");
+        }
+    }
+
+    #[test]
+    fn sizes_outside_the_bounds_are_refused() {
+        assert!(ReplayWindow::<128>::sized(63).is_none());
+        assert!(ReplayWindow::<128>::sized(4097).is_none());
+        assert_eq!(ReplayWindow::<128>::sized(4096).unwrap().size(), 4096);
+        assert_eq!(ReplayWindow::<2>::sized(64).unwrap().size(), 64);
+        let larger = ReplayWindow::<2>::sized(65);
+        assert_eq!(larger.is_some(), cfg!(feature = "alloc"));
     }
 }

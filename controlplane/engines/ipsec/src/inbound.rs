@@ -120,6 +120,18 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         self
     }
 
+    /// Chooses a replay window of `packets` numbers, 64 to 4096 (RFC 4303 §3.4.3). What was accepted so far is
+    /// forgotten: for a new SA. `None` changes nothing: out of bounds, or no room in `WORDS` words and no allocator.
+    pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
+        self.window = ReplayWindow::sized(packets)?;
+        Some(())
+    }
+
+    /// Numbers the replay window covers.
+    pub const fn replay_window(&self) -> u64 {
+        self.window.size()
+    }
+
     /// SPI of the packets it opens.
     pub const fn spi(&self) -> Spi {
         self.spi
