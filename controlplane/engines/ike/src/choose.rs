@@ -13,16 +13,7 @@ use crate::wire::{Proposal, Protocol, Transform, TransformType};
 
 /// Transform ID 0: no such algorithm, for integrity, key exchange and extended sequence numbers alike.
 const NONE: u16 = 0;
-const ENCR_AES_CBC: u16 = 12;
-const ENCR_AES_GCM_16: u16 = 20;
 const ESN: u16 = 1;
-
-const fn sized(kind: TransformType, id: u16, bits: u16) -> Transform {
-    Transform {
-        key_bits: Some(bits),
-        ..Transform::new(kind, id)
-    }
-}
 
 fn number(index: usize) -> u8 {
     u8::try_from(index + 1).unwrap_or(u8::MAX)
@@ -35,7 +26,8 @@ fn cipher_transform(cipher: SkCipher) -> Transform {
     }
 }
 
-/// Everything in `ours` as proposals of an SA payload.
+/// Everything in `ours` as proposals of an SA payload. Additional key exchanges are for a first IKE SA, which has no
+/// SPI in its proposals: a rekeyed one inherits their strength through SK_d (RFC 9370 §2.2.4 allows for less).
 pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     let offer = |(index, proposal): (usize, &IkeProposal)| {
         let plain = |kind, id| Transform::new(kind, id);
@@ -62,6 +54,11 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
                 .iter()
                 .map(|value| plain(TransformType::KE, value.number())),
         );
+        if spi.is_empty() {
+            let additional = proposal.additional.iter().map(|value| value.number());
+            let none = proposal.additional_optional.then_some(NONE);
+            transforms.extend(additional.chain(none).map(|id| plain(TransformType::ADDKE1, id)));
+        }
         Proposal {
             number: number(index),
             protocol: Protocol::IKE,
@@ -96,9 +93,32 @@ fn first_offered<T: Copy>(ours: &[T], theirs: &Proposal, transform: impl Fn(T) -
         .find(|value| offers(theirs, transform(*value)))
 }
 
-fn match_ike(ours: &IkeProposal, theirs: &Proposal) -> Option<IkeSuite> {
+/// The additional key exchange both sides want: `Some(None)` if they do without.
+fn match_additional(ours: &IkeProposal, theirs: &Proposal, possible: bool) -> Option<Option<DhGroup>> {
     use TransformType as T;
-    if !only_types(theirs, &[T::ENCR, T::PRF, T::INTEG, T::KE]) {
+    // Of several additional exchanges we do one at most.
+    if !T::ADDKE[1..].iter().all(|kind| optional(theirs, *kind)) {
+        return None;
+    }
+    let method = first_offered(&ours.additional, theirs, |value: DhGroup| {
+        Transform::new(T::ADDKE1, value.number())
+    });
+    match method.filter(|_| possible) {
+        Some(method) => Some(Some(method)),
+        None => {
+            let without = !possible || ours.additional.is_empty() || ours.additional_optional;
+            (without && optional(theirs, T::ADDKE1)).then_some(None)
+        }
+    }
+}
+
+fn match_ike(ours: &IkeProposal, theirs: &Proposal, additional: Additional) -> Option<IkeSuite> {
+    use TransformType as T;
+    let known = [&[T::ENCR, T::PRF, T::INTEG, T::KE][..], &T::ADDKE].concat();
+    if !only_types(theirs, &known) {
+        return None;
+    }
+    if additional == Additional::Unsupported && !ours.additional.is_empty() && !ours.additional_optional {
         return None;
     }
     let plain = |kind| move |id| Transform::new(kind, id);
@@ -117,7 +137,19 @@ fn match_ike(ours: &IkeProposal, theirs: &Proposal) -> Option<IkeSuite> {
         group: first_offered(&ours.groups, theirs, |value: DhGroup| {
             plain(T::KE)(value.number())
         })?,
+        additional: match_additional(ours, theirs, additional == Additional::Possible)?,
     })
+}
+
+/// Whether an additional key exchange can follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Additional {
+    /// Both sides do IKE_INTERMEDIATE.
+    Possible,
+    /// The other side does not: a policy that insists on one fails.
+    Unsupported,
+    /// A rekeying, which does without.
+    Rekeying,
 }
 
 /// A chosen IKE suite, where it was found.
@@ -141,6 +173,11 @@ impl ChosenIke {
         );
         transforms.push(Transform::new(TransformType::PRF, suite.prf.number()));
         transforms.push(Transform::new(TransformType::KE, suite.group.number()));
+        transforms.extend(
+            suite
+                .additional
+                .map(|value| Transform::new(TransformType::ADDKE1, value.number())),
+        );
         Proposal {
             number: self.number,
             protocol: Protocol::IKE,
@@ -151,14 +188,32 @@ impl ChosenIke {
 }
 
 /// Our most preferred suite that the other side accepts.
+pub(crate) fn choose_first(
+    ours: &[IkeProposal],
+    theirs: &[Proposal],
+    additional: Additional,
+) -> Option<ChosenIke> {
+    choose(ours, theirs, 0, additional)
+}
+
+/// As [`choose_first`], for a rekeyed IKE SA, whose SPIs have `spi_len` bytes.
 pub(crate) fn choose_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
+    choose(ours, theirs, spi_len, Additional::Rekeying)
+}
+
+fn choose(
+    ours: &[IkeProposal],
+    theirs: &[Proposal],
+    spi_len: usize,
+    additional: Additional,
+) -> Option<ChosenIke> {
     ours.iter().find_map(|our| {
         let mut fitting = theirs
             .iter()
             .filter(|p| p.protocol == Protocol::IKE && p.spi.len() == spi_len);
         fitting.find_map(|their| {
             Some(ChosenIke {
-                suite: match_ike(our, their)?,
+                suite: match_ike(our, their, additional)?,
                 number: their.number,
                 spi: their.spi.clone(),
             })
@@ -166,35 +221,46 @@ pub(crate) fn choose_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usi
     })
 }
 
-/// What the other side chose from our offer: one proposal, one transform of each type.
-pub(crate) fn accept_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
+/// One proposal, at most one transform of each type.
+fn single(theirs: &[Proposal]) -> Option<&Proposal> {
     let [only] = theirs else { return None };
-    let expected = if only.of(TransformType::INTEG).next().is_some() {
-        4
-    } else {
-        3
-    };
-    (only.transforms.len() == expected).then_some(())?;
-    choose_ike(ours, theirs, spi_len)
+    let repeated = |transform: &Transform| only.of(transform.kind).count() > 1;
+    (!only.transforms.iter().any(repeated)).then_some(only)
+}
+
+/// What the other side chose from our offer: one proposal, one transform of each type.
+pub(crate) fn accept_first(
+    ours: &[IkeProposal],
+    theirs: &[Proposal],
+    additional: Additional,
+) -> Option<ChosenIke> {
+    single(theirs)?;
+    choose(ours, theirs, 0, additional)
+}
+
+/// As [`accept_first`], for a rekeyed IKE SA.
+pub(crate) fn accept_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
+    single(theirs)?;
+    choose(ours, theirs, spi_len, Additional::Rekeying)
 }
 
 fn esp_cipher(suite: EspSuite) -> Transform {
-    let id = if suite.is_aead() {
-        ENCR_AES_GCM_16
-    } else {
-        ENCR_AES_CBC
-    };
-    sized(TransformType::ENCR, id, 8 * suite.cipher_key_len() as u16)
+    let cipher = suite.cipher();
+    let bits = 8 * suite.cipher_key_len() as u16;
+    Transform {
+        key_bits: cipher.has_key_length().then_some(bits),
+        ..Transform::new(TransformType::ENCR, cipher.transform_id())
+    }
+}
+
+fn esp_integrity(suite: EspSuite) -> Option<Transform> {
+    let integrity = suite.integrity()?;
+    Some(Transform::new(TransformType::INTEG, integrity.transform_id()))
 }
 
 fn esp_transforms(suite: EspSuite) -> Vec<Transform> {
     let mut transforms = vec![esp_cipher(suite)];
-    if !suite.is_aead() {
-        transforms.push(Transform::new(
-            TransformType::INTEG,
-            Integrity::HmacSha256.number(),
-        ));
-    }
+    transforms.extend(esp_integrity(suite));
     transforms
 }
 
@@ -251,10 +317,9 @@ fn match_esp(suite: EspSuite, theirs: &Proposal, esn_wanted: bool, esn_possible:
     }
     // SPIs below 256 are reserved (RFC 4303 §2.1).
     let spi = u32::from_be_bytes(theirs.spi.as_slice().try_into().ok()?);
-    let integrity = if suite.is_aead() {
-        optional(theirs, T::INTEG)
-    } else {
-        offers(theirs, Transform::new(T::INTEG, Integrity::HmacSha256.number()))
+    let integrity = match esp_integrity(suite) {
+        Some(wanted) => offers(theirs, wanted),
+        None => optional(theirs, T::INTEG),
     };
     if spi < 256 || !integrity || !offers(theirs, esp_cipher(suite)) {
         return None;
@@ -291,17 +356,7 @@ pub(crate) fn choose_esp(suites: &[EspSuite], esn: bool, theirs: &[Proposal]) ->
 
 /// What the other side chose from our offer.
 pub(crate) fn accept_esp(suites: &[EspSuite], esn: bool, theirs: &[Proposal]) -> Option<ChosenEsp> {
-    let [only] = theirs else { return None };
-    let single = |kind| only.of(kind).count() <= 1;
-    let kinds = [
-        TransformType::ENCR,
-        TransformType::INTEG,
-        TransformType::KE,
-        TransformType::ESN,
-    ];
-    if !kinds.into_iter().all(single) {
-        return None;
-    }
+    let only = single(theirs)?;
     suites.iter().find_map(|suite| match_esp(*suite, only, esn, esn))
 }
 
@@ -355,10 +410,74 @@ mod tests {
     fn unknown_transform_types_and_attributes_are_not_chosen() {
         let mut theirs = offer_ike(&ours()[..1], &[]);
         theirs[0].transforms.push(Transform::new(TransformType(6), 36));
+        assert_eq!(
+            choose_ike(&ours(), &theirs, 0),
+            None,
+            "an exchange we do not want"
+        );
+        theirs[0]
+            .transforms
+            .push(Transform::new(TransformType::ADDKE1, NONE));
+        assert!(choose_ike(&ours(), &theirs, 0).is_some(), "which need not be");
+        theirs[0].transforms.push(Transform::new(TransformType(13), 1));
         assert_eq!(choose_ike(&ours(), &theirs, 0), None);
         let mut theirs = offer_ike(&ours()[..1], &[]);
         theirs[0].transforms[0].unknown_attribute = true;
         assert_eq!(choose_ike(&ours(), &theirs, 0), None);
+    }
+
+    #[test]
+    fn an_additional_exchange_is_chosen_where_both_can_and_demanded_where_it_is_not_optional() {
+        let parse = |text: &str| vec![text.parse::<IkeProposal>().unwrap()];
+        let plain = parse("aes256gcm16-prfsha256-x25519");
+        let must = parse("aes256gcm16-prfsha256-x25519-ke1_mlkem768");
+        let may = parse("aes256gcm16-prfsha256-x25519-ke1_mlkem768-ke1_none");
+        let kem = Some(Some(DhGroup::MlKem768));
+        for (ours, theirs, additional, expected) in [
+            (&must, &must, Additional::Possible, kem),
+            (&must, &may, Additional::Possible, kem),
+            (&may, &must, Additional::Possible, kem),
+            (&may, &may, Additional::Possible, kem),
+            (&may, &plain, Additional::Possible, Some(None)),
+            (&plain, &may, Additional::Possible, Some(None)),
+            (&plain, &must, Additional::Possible, None),
+            (&must, &plain, Additional::Possible, None),
+            (&may, &may, Additional::Unsupported, Some(None)),
+            (&must, &may, Additional::Unsupported, None),
+            (&may, &must, Additional::Unsupported, None),
+        ] {
+            let offer = offer_ike(theirs, &[]);
+            let chosen = choose_first(ours, &offer, additional);
+            assert_eq!(
+                chosen.as_ref().map(|chosen| chosen.suite.additional),
+                expected,
+                "{ours:?} {theirs:?} {additional:?}"
+            );
+            if let Some(chosen) = chosen {
+                let answer = [chosen.answer(&[])];
+                assert_eq!(accept_first(theirs, &answer, additional), Some(chosen));
+            }
+        }
+        // A rekeyed IKE SA does without.
+        let offer = offer_ike(&must, &[7; 8]);
+        assert_eq!(choose_ike(&must, &offer, 8).unwrap().suite.additional, None);
+    }
+
+    #[test]
+    fn every_esp_suite_is_offered_and_found() {
+        let offer = offer_esp(EspSuite::ALL, false, Spi(0x1000));
+        for suite in EspSuite::ALL {
+            let chosen = choose_esp(&[*suite], false, &offer).unwrap();
+            assert_eq!(chosen.suite, *suite);
+            let answer = [chosen.answer(Spi(0x1000))];
+            assert_eq!(accept_esp(EspSuite::ALL, false, &answer).unwrap().suite, *suite);
+            let others: Vec<_> = EspSuite::ALL
+                .iter()
+                .copied()
+                .filter(|other| other != suite)
+                .collect();
+            assert_eq!(accept_esp(&others, false, &answer), None, "{suite}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Key derivation (RFC 7296 §2.13 to §2.18).
 
+use alloc::vec::Vec;
+
 use towpath_base::Key;
 use towpath_base::crypto::{Integrity, KeyGenerator, Secret, SkKeys};
 use towpath_base::ids::IkeSpi;
@@ -52,7 +54,8 @@ impl IkeKeys {
         Self::expand(keygen, suite, &seed, inputs)
     }
 
-    /// SKEYSEED = prf(SK_d of the old SA, g^ir | Ni | Nr), by the old SA's PRF (RFC 7296 §2.18).
+    /// SKEYSEED = prf(SK_d of the old SA, g^ir | Ni | Nr), by the old SA's PRF (RFC 7296 §2.18). An additional key
+    /// exchange before AUTH derives likewise, from SK_d as it was (RFC 9370 §2.2.2).
     pub(crate) fn rekeyed<K: KeyGenerator>(
         &self,
         keygen: &K,
@@ -95,22 +98,47 @@ impl IkeKeys {
         })
     }
 
-    /// AUTH by a shared key (RFC 7296 §2.15): `message` is the signer's first message, `nonce` the other side's,
-    /// `id` the body of the signer's identification payload.
-    pub(crate) fn auth_psk<K: KeyGenerator>(
+    /// What one side proves its identity over (RFC 7296 §2.15): `message | nonce | prf(SK_p, id) | intermediate`,
+    /// where `message` is the signer's first message, `nonce` the other side's, `id` the body of the signer's
+    /// identification payload, and `intermediate` covers the IKE_INTERMEDIATE exchanges (RFC 9242 §3.3.2).
+    pub(crate) fn signed_octets<K: KeyGenerator>(
         &self,
         keygen: &K,
-        psk: &[u8],
         by_initiator: bool,
         message: &[u8],
         nonce: &[u8],
         id: &[u8],
-    ) -> Key {
+        intermediate: &[u8],
+    ) -> Vec<u8> {
+        let maced_id = keygen.prf(self.suite.prf, self.sk_p(by_initiator).expose(), &[id]);
+        [message, nonce, maced_id.expose(), intermediate].concat()
+    }
+
+    /// SK_pi or SK_pr.
+    pub(crate) const fn sk_p(&self, of_initiator: bool) -> &Key {
+        if of_initiator { &self.sk_pi } else { &self.sk_pr }
+    }
+
+    /// AUTH by a shared key: prf(prf(key, pad), octets).
+    pub(crate) fn auth_psk<K: KeyGenerator>(&self, keygen: &K, psk: &[u8], octets: &[u8]) -> Key {
         let prf = self.suite.prf;
-        let sk_p = if by_initiator { &self.sk_pi } else { &self.sk_pr };
-        let maced_id = keygen.prf(prf, sk_p.expose(), &[id]);
         let key = keygen.prf(prf, psk, &[KEY_PAD]);
-        keygen.prf(prf, key.expose(), &[message, nonce, maced_id.expose()])
+        keygen.prf(prf, key.expose(), &[octets])
+    }
+
+    /// The same with a post-quantum preshared key mixed in (RFC 8784 §3): SK_d, SK_pi and SK_pr each become
+    /// prf+(PPK, old value).
+    pub(crate) fn with_ppk<K: KeyGenerator>(&self, keygen: &K, ppk: &[u8]) -> Option<Self> {
+        let mix = |key: &Key| {
+            let stream = keygen.prf_plus(self.suite.prf, ppk, &[key.expose()], key.len());
+            Key::from_slice(stream.expose())
+        };
+        Some(Self {
+            sk_d: mix(&self.sk_d)?,
+            sk_pi: mix(&self.sk_pi)?,
+            sk_pr: mix(&self.sk_pr)?,
+            ..self.clone()
+        })
     }
 
     /// KEYMAT = prf+(SK_d, [g^ir] | Ni | Nr): keys from the exchange's initiator to its responder, then back
@@ -139,7 +167,6 @@ mod tests {
     //! The expected values were computed with another implementation of HMAC and prf+.
 
     use alloc::string::String;
-    use alloc::vec::Vec;
     use core::fmt::Write;
 
     use towpath_crypto::IkeCrypto;
@@ -163,6 +190,7 @@ mod tests {
             integrity: proposal.integrities.first().copied(),
             prf: proposal.prfs[0],
             group: proposal.groups[0],
+            additional: None,
         };
         let (ni, nr, shared) = (range(0x10), range(0x40), Secret::new(range(0x80)));
         let keys = IkeKeys::first(&IkeCrypto, suite, &shared, inputs(&ni, &nr)).unwrap();
@@ -198,7 +226,8 @@ mod tests {
             "4a66752eb21ca7f0661cdc5db04232cff5fc6f18f6542a725ea13121d56eb411"
         );
         let id = b"\x02\0\0\0a.test";
-        let auth = keys.auth_psk(&IkeCrypto, b"swordfish", true, b"message one", &nr, id);
+        let octets = keys.signed_octets(&IkeCrypto, true, b"message one", &nr, id, &[]);
+        let auth = keys.auth_psk(&IkeCrypto, b"swordfish", &octets);
         assert_eq!(
             hex(auth.expose()),
             "db75d2fb0c82641ce5d9820ff3c930f17a20047fffe7a7a4e8c360cb6b5d19e7"

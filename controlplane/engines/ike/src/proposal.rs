@@ -10,7 +10,8 @@ use towpath_base::crypto::{DhGroup, Integrity, Prf, SkCipher};
 /// Algorithms one proposal for an IKE SA accepts, each list in order of preference.
 ///
 /// Text form is strongSwan's: `aes256gcm16-prfsha256-x25519`, `aes256-sha256-ecp256`. Several of a kind may be
-/// named. Without a PRF, the PRFs over the hashes of the integrity algorithms are meant.
+/// named. Without a PRF, the PRFs over the hashes of the integrity algorithms are meant. An additional key exchange is
+/// `ke1_mlkem768`; with `ke1_none` beside it, it is done only where the other side can.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeProposal {
     /// Ciphers, all AEAD or none; not empty.
@@ -21,6 +22,10 @@ pub struct IkeProposal {
     pub prfs: Vec<Prf>,
     /// Diffie-Hellman groups; not empty.
     pub groups: Vec<DhGroup>,
+    /// Methods of an additional key exchange (RFC 9370), done before anybody proves who it is. Empty: none is.
+    pub additional: Vec<DhGroup>,
+    /// Whether to do without the additional key exchange where the other side lacks it.
+    pub additional_optional: bool,
 }
 
 /// The algorithms of one IKE SA.
@@ -34,6 +39,8 @@ pub struct IkeSuite {
     pub prf: Prf,
     /// Diffie-Hellman group.
     pub group: DhGroup,
+    /// Method of the additional key exchange.
+    pub additional: Option<DhGroup>,
 }
 
 impl fmt::Display for IkeSuite {
@@ -42,7 +49,11 @@ impl fmt::Display for IkeSuite {
         if let Some(integrity) = self.integrity {
             write!(f, "-{integrity}")?;
         }
-        write!(f, "-{}-{}", self.prf, self.group)
+        write!(f, "-{}-{}", self.prf, self.group)?;
+        match self.additional {
+            Some(method) => write!(f, "-ke1_{method}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -61,6 +72,10 @@ pub enum InvalidProposal {
     NoPrf,
     /// No Diffie-Hellman group named.
     NoGroup,
+    /// A key encapsulation mechanism in place of a Diffie-Hellman group.
+    KemAlone,
+    /// `ke1_none` alone.
+    NoAdditional,
 }
 
 impl fmt::Display for InvalidProposal {
@@ -69,16 +84,25 @@ impl fmt::Display for InvalidProposal {
             Self::UnknownName(name) => {
                 return write!(f, "unknown algorithm `{}`", name.escape_debug());
             }
-            Self::NoCipher => "names no cipher (aes128gcm16, aes256gcm16, aes128, aes256)",
-            Self::MixedAead => "mixes an AEAD with CBC or an integrity algorithm; make two proposals",
+            Self::NoCipher => "names no cipher (aes128gcm16, aes256gcm16, chacha20poly1305, aes128, aes256)",
+            Self::MixedAead => {
+                "mixes an AEAD with another cipher or an integrity algorithm; make two proposals"
+            }
             Self::NoIntegrity => "names no integrity algorithm (sha256, sha384, sha512)",
             Self::NoPrf => "names no pseudorandom function (prfsha256, prfsha384, prfsha512)",
-            Self::NoGroup => "names no Diffie-Hellman group (x25519, ecp256, modp2048)",
+            Self::NoGroup => {
+                "names no Diffie-Hellman group (x25519, ecp256, ecp384, modp2048, modp3072, modp4096)"
+            }
+            Self::KemAlone => "names mlkem768 as the group; name it beside one, as `ke1_mlkem768`",
+            Self::NoAdditional => "names `ke1_none` without `ke1_mlkem768`",
         })
     }
 }
 
 impl core::error::Error for InvalidProposal {}
+
+/// What comes before the name of a method of the additional key exchange.
+const ADDITIONAL: &str = "ke1_";
 
 fn by_name<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Option<T> {
     all.iter().copied().find(|value| name(*value) == text)
@@ -93,6 +117,8 @@ impl FromStr for IkeProposal {
             integrities: Vec::new(),
             prfs: Vec::new(),
             groups: Vec::new(),
+            additional: Vec::new(),
+            additional_optional: false,
         };
         for word in text.split('-') {
             if let Some(cipher) = by_name(SkCipher::ALL, SkCipher::name, word) {
@@ -102,7 +128,16 @@ impl FromStr for IkeProposal {
             } else if let Some(prf) = by_name(Prf::ALL, Prf::name, word) {
                 proposal.prfs.push(prf);
             } else if let Some(group) = by_name(DhGroup::ALL, DhGroup::name, word) {
+                if group.is_kem() {
+                    return Err(InvalidProposal::KemAlone);
+                }
                 proposal.groups.push(group);
+            } else if let Some(method) = word.strip_prefix(ADDITIONAL) {
+                match by_name(DhGroup::ALL, DhGroup::name, method) {
+                    Some(method) => proposal.additional.push(method),
+                    None if method == "none" => proposal.additional_optional = true,
+                    None => return Err(InvalidProposal::UnknownName(word.into())),
+                }
             } else {
                 return Err(InvalidProposal::UnknownName(word.into()));
             }
@@ -132,6 +167,9 @@ impl IkeProposal {
         if self.groups.is_empty() {
             return Err(InvalidProposal::NoGroup);
         }
+        if self.additional_optional && self.additional.is_empty() {
+            return Err(InvalidProposal::NoAdditional);
+        }
         Ok(self)
     }
 }
@@ -147,6 +185,12 @@ impl fmt::Display for IkeProposal {
                 f.write_str("-")?;
             }
             f.write_str(name)?;
+        }
+        for method in &self.additional {
+            write!(f, "-{ADDITIONAL}{method}")?;
+        }
+        if self.additional_optional {
+            write!(f, "-{ADDITIONAL}none")?;
         }
         Ok(())
     }
@@ -167,6 +211,11 @@ mod tests {
         let cbc: IkeProposal = "aes128-aes256-sha256-sha512-modp2048-ecp256".parse().unwrap();
         assert_eq!(cbc.prfs, [Prf::HmacSha256, Prf::HmacSha512]);
         assert_eq!(cbc.groups, [DhGroup::Modp2048, DhGroup::Ecp256]);
+        let text = "chacha20poly1305-prfsha384-ecp384-ke1_mlkem768-ke1_none";
+        let hybrid: IkeProposal = text.parse().unwrap();
+        assert_eq!(hybrid.additional, [DhGroup::MlKem768]);
+        assert!(hybrid.additional_optional);
+        assert_eq!(hybrid.to_string(), text);
     }
 
     #[test]
@@ -180,6 +229,15 @@ mod tests {
             ("aes256gcm16-sha256-x25519", InvalidProposal::MixedAead),
             ("aes256gcm16-aes128-prfsha256-x25519", InvalidProposal::MixedAead),
             ("aes256gcm16-prfsha256", InvalidProposal::NoGroup),
+            ("aes256gcm16-prfsha256-mlkem768", InvalidProposal::KemAlone),
+            (
+                "aes256gcm16-prfsha256-x25519-ke1_none",
+                InvalidProposal::NoAdditional,
+            ),
+            (
+                "aes256gcm16-prfsha256-x25519-ke1_md5",
+                InvalidProposal::UnknownName("ke1_md5".into()),
+            ),
         ] {
             assert_eq!(text.parse::<IkeProposal>(), Err(error), "{text}");
         }

@@ -43,15 +43,15 @@ fn auth_data<K: KeyGenerator, R: Rng>(
         Role::Initiator => (&init.message_i, &init.nr),
         Role::Responder => (&init.message_r, &init.ni),
     };
-    let psk = policy.psk.expose();
-    let data = keys.auth_psk(
+    let octets = keys.signed_octets(
         &core.keygen,
-        psk,
         of == Role::Initiator,
         message,
         nonce,
         &id_body(id),
+        &[],
     );
+    let data = keys.auth_psk(&core.keygen, policy.psk.expose(), &octets);
     Some(data.expose().to_vec())
 }
 

@@ -25,6 +25,8 @@ impl ExchangeType {
     pub const INFORMATIONAL: Self = Self(37);
     /// IKE_INTERMEDIATE (RFC 9242).
     pub const IKE_INTERMEDIATE: Self = Self(43);
+    /// IKE_FOLLOWUP_KE (RFC 9370).
+    pub const IKE_FOLLOWUP_KE: Self = Self(44);
 }
 
 impl fmt::Display for ExchangeType {
@@ -35,6 +37,7 @@ impl fmt::Display for ExchangeType {
             Self::CREATE_CHILD_SA => "CREATE_CHILD_SA",
             Self::INFORMATIONAL => "INFORMATIONAL",
             Self::IKE_INTERMEDIATE => "IKE_INTERMEDIATE",
+            Self::IKE_FOLLOWUP_KE => "IKE_FOLLOWUP_KE",
             Self(other) => return write!(f, "EXCHANGE_{other}"),
         })
     }

@@ -112,6 +112,8 @@ notifies! {
     USE_PPK = 16435, "USE_PPK";
     /// Identity of the post-quantum preshared key (RFC 8784).
     PPK_IDENTITY = 16436, "PPK_ID";
+    /// Proof without the post-quantum preshared key (RFC 8784).
+    NO_PPK_AUTH = 16437, "NO_PPK";
     /// Intermediate exchange (RFC 9242).
     INTERMEDIATE_EXCHANGE_SUPPORTED = 16438, "INTERMED_SUP";
     /// Additional key exchange follows (RFC 9370).

@@ -39,6 +39,10 @@ impl TransformType {
     pub const KE: Self = Self(4);
     /// Extended sequence numbers.
     pub const ESN: Self = Self(5);
+    /// First additional key exchange (RFC 9370).
+    pub const ADDKE1: Self = Self(6);
+    /// Additional key exchanges one to seven.
+    pub const ADDKE: [Self; 7] = [Self(6), Self(7), Self(8), Self(9), Self(10), Self(11), Self(12)];
 }
 
 /// One algorithm offered or chosen.
