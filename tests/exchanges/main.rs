@@ -6,6 +6,7 @@ mod charon;
 mod collisions;
 mod lifecycle;
 mod negotiation;
+mod rekeys;
 mod scripts;
 mod storms;
 mod world;

@@ -239,6 +239,9 @@ pub enum Operation {
         class: Class,
         /// The SA it replaces (by [`SaName::spi_in`]): a rekeying.
         replaces: Option<Spi>,
+        /// Receive on it at once, send on the one it replaces until a packet arrives on this one or that one is
+        /// deleted: the peer does not have it yet.
+        standby: bool,
         /// The SA with the keys of the terminal's segment.
         sa: ChildSa,
     },
@@ -389,14 +392,19 @@ impl ToTerminal {
 
 fn encode_transfer(w: &mut Writer<'_>, transfer: &KeyTransfer) -> Option<()> {
     w.u64(transfer.transfer_id)?;
-    let (operation, class, replaces) = match &transfer.operation {
-        Operation::Install { class, replaces, .. } => (OPERATION_INSTALL, class.code(), *replaces),
-        Operation::Delete(_) => (OPERATION_DELETE, 0, None),
+    let (operation, class, replaces, standby) = match &transfer.operation {
+        Operation::Install {
+            class,
+            replaces,
+            standby,
+            ..
+        } => (OPERATION_INSTALL, class.code(), *replaces, *standby),
+        Operation::Delete(_) => (OPERATION_DELETE, 0, None, false),
     };
     w.u8(operation)?;
     w.u8(class)?;
     w.u8(u8::from(transfer.request_id.is_some()))?;
-    w.u8(0)?;
+    w.u8(u8::from(standby))?;
     w.u32(transfer.request_id.unwrap_or_default())?;
     w.u32(replaces.unwrap_or_default().0)?;
     match &transfer.operation {
@@ -412,16 +420,17 @@ fn encode_transfer(w: &mut Writer<'_>, transfer: &KeyTransfer) -> Option<()> {
 
 fn decode_transfer(r: &mut Reader<'_>) -> Option<KeyTransfer> {
     let transfer_id = r.u64()?;
-    let [operation, class, answers, reserved] = r.array()?;
+    let [operation, class, answers, standby] = r.array()?;
     let request_id = r.u32()?;
     let replaces = optional_spi(r.u32()?);
-    if answers > 1 || reserved != 0 {
+    if answers > 1 || standby > 1 || (operation == OPERATION_DELETE && standby != 0) {
         return None;
     }
     let operation = match operation {
         OPERATION_INSTALL => Operation::Install {
             class: Class::from_code(class)?,
             replaces,
+            standby: standby == 1,
             sa: sa_codec::read(r)?,
         },
         OPERATION_DELETE => {

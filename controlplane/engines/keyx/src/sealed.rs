@@ -3,7 +3,9 @@
 use core::fmt;
 
 use aes_gcm::aead::AeadInOut;
-use aes_gcm::{Aes256Gcm, KeyInit};
+use aes_gcm::aead::consts::U12;
+use aes_gcm::aes::Aes256Enc;
+use aes_gcm::{AesGcm, KeyInit};
 use towpath_base::DropReason;
 use zeroize::Zeroize;
 
@@ -65,6 +67,9 @@ impl fmt::Display for Unsealable {
 }
 
 impl core::error::Error for Unsealable {}
+
+/// Counter mode only ever encrypts: half the key schedule does.
+type Aes256Gcm = AesGcm<Aes256Enc, U12>;
 
 /// An AES-256-GCM key and what it is for.
 pub(crate) struct SealingKey {

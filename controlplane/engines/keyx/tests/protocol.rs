@@ -99,6 +99,7 @@ fn to_terminal() -> impl Strategy<Value = ToTerminal> {
         .prop_map(|(sa, class, replaces)| Operation::Install {
             class,
             replaces: replaces.map(Spi),
+            standby: false,
             sa,
         });
     let delete = (addresses(), any::<(u32, u32)>()).prop_map(|((local, remote), (spi_in, spi_out))| {
@@ -331,6 +332,7 @@ fn install(n: u32) -> Operation {
     Operation::Install {
         class: Class::Full,
         replaces: None,
+        standby: false,
         sa: ChildSa {
             local: terminal(),
             remote: peer,

@@ -106,6 +106,7 @@ fn computed() -> Vec<(&'static str, String)> {
         operation: Operation::Install {
             class: Class::Full,
             replaces: None,
+            standby: false,
             sa: sa(),
         },
     }));

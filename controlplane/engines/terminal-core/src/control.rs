@@ -147,12 +147,17 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         let was_deleted = link.transfers.was_deleted(&name);
         let result = seen.unwrap_or_else(|| match &transfer.operation {
             Operation::Delete(_) => {
-                self.delete(&name);
+                self.delete(now, &name);
                 TransferResult::Done
             }
             // A late copy of what has ended since, or of what is there already: its counters must not start over.
             Operation::Install { .. } if was_deleted || self.sad.contains(&name) => TransferResult::Done,
-            Operation::Install { class, replaces, sa } => self.install(now, *class, *replaces, sa),
+            Operation::Install {
+                class,
+                replaces,
+                standby,
+                sa,
+            } => self.install(now, *class, *replaces, *standby, sa),
         });
         if let Some(link) = self.enrolment.link(which) {
             link.transfers.record(transfer.transfer_id, result);
@@ -174,21 +179,37 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         });
     }
 
-    fn delete(&mut self, name: &SaName) {
+    /// What was replaced receives a little longer: packets of the peer may be on their way.
+    fn delete(&mut self, now: Instant, name: &SaName) {
+        if self.sad.retire(now, name, self.timing.linger) {
+            return;
+        }
         if self.sad.remove(name) {
             self.events.push(Event::Deleted(*name));
         }
     }
 
-    fn install(&mut self, now: Instant, class: Class, replaces: Option<Spi>, sa: &ChildSa) -> TransferResult {
+    fn install(
+        &mut self,
+        now: Instant,
+        class: Class,
+        replaces: Option<Spi>,
+        standby: bool,
+        sa: &ChildSa,
+    ) -> TransferResult {
         if !self.enrolment.addresses().contains(sa.local) {
             return TransferResult::Unusable;
         }
         let name = SaName::of(sa);
-        match self
-            .sad
-            .install(&self.provider, now, class, sa, replaces, self.timing.linger)
-        {
+        match self.sad.install(
+            &self.provider,
+            now,
+            class,
+            sa,
+            replaces,
+            standby,
+            self.timing.linger,
+        ) {
             Ok(()) => {}
             Err(NotInstalled::Full) => return TransferResult::NoRoom,
             Err(NotInstalled::Key(_)) => return TransferResult::Unusable,

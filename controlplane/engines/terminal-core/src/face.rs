@@ -360,6 +360,10 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             .incoming(at.destination, at.spi)
             .ok_or(DropReason::EspUnknownSpi)?;
         pair.inbound.open(now, packet)?;
+        if pair.is_standby() {
+            let name = pair.name;
+            self.sad.promote(now, &name, self.timing.linger);
+        }
         self.enrolment.heard(now);
         Ok(Disposition::Deliver)
     }
@@ -501,7 +505,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         }
         let stale = self.hold.drop_stale(now);
         self.count_many(DropReason::HoldTimeout, stale);
-        while let Some(due) = self.sad.poll_due(now) {
+        while let Some(due) = self.sad.poll_due(now, self.timing.linger) {
             match due {
                 Due::Expired(name) => self.events.push(Event::Expired(name)),
                 Due::Renew(name) => {

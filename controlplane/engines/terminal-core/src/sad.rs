@@ -29,11 +29,28 @@ pub(crate) struct Pair<T> {
     renew_at: Option<Instant>,
     /// Between soft and hard limit, for [`Pair::renew_at`].
     grace: Duration,
+    /// What sends in its place until the peer is known to have it, at most until then.
+    standby: Option<(Spi, Instant)>,
 }
+
+/// How long a pair that was replaced and is deleted still receives: packets on the way, nothing else.
+const DELETED_LINGER: Duration = Duration::from_secs(5);
+/// A peer that neither sends nor deletes for this long is taken to have a new SA all the same.
+const STANDBY: Duration = Duration::from_secs(10);
 
 impl<T> Pair<T> {
     pub(crate) const fn is_replaced(&self) -> bool {
         self.retire_at.is_some()
+    }
+
+    /// Receives for `linger` more, sends nothing.
+    fn retire(&mut self, now: Instant, linger: Duration) {
+        self.retire_at.get_or_insert(now + linger);
+        self.renew_at = None;
+    }
+
+    pub(crate) const fn is_standby(&self) -> bool {
+        self.standby.is_some()
     }
 }
 
@@ -78,7 +95,7 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             .iter_mut()
             .flatten()
             .filter(|pair| pair.name.remote == peer && !pair.is_replaced() && pair.outbound.admits(flow))
-            .max_by_key(|pair| pair.age)
+            .max_by_key(|pair| (!pair.is_standby(), pair.age))
     }
 
     pub(crate) fn admits(&self, peer: IpAddr, flow: &Flow) -> bool {
@@ -94,7 +111,7 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             .find(|pair| pair.name.local == local && pair.name.spi_in == spi)
     }
 
-    /// Adds a pair. What it replaces receives for `linger` more.
+    /// Adds a pair. What it replaces receives for `linger` more, and goes on sending while the new one is on standby.
     pub(crate) fn install<P>(
         &mut self,
         provider: &P,
@@ -102,6 +119,7 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         class: Class,
         sa: &ChildSa,
         replaces: Option<Spi>,
+        standby: bool,
         linger: Duration,
     ) -> Result<(), NotInstalled>
     where
@@ -112,17 +130,22 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         // A replaced pair that only lingers makes room for a new one.
         let slot = match self.pairs.iter().position(Option::is_none) {
             Some(free) => free,
-            None => self
-                .pairs
-                .iter()
-                .position(|pair| pair.as_ref().is_some_and(Pair::is_replaced))
-                .ok_or(NotInstalled::Full)?,
+            None => {
+                let lingering = self.pairs.iter().enumerate();
+                let lingering = lingering.filter_map(|(at, pair)| Some((pair.as_ref()?.retire_at?, at)));
+                lingering.min().ok_or(NotInstalled::Full)?.1
+            }
         };
         let name = SaName::of(sa);
+        let mut predecessor = None;
         for old in self.pairs.iter_mut().flatten() {
             if replaces == Some(old.name.spi_in) && old.name.remote == name.remote && !old.is_replaced() {
-                old.retire_at = Some(now + linger);
                 old.renew_at = None;
+                if standby {
+                    predecessor = Some((old.name.spi_in, now + STANDBY));
+                } else {
+                    old.retire(now, linger);
+                }
             }
         }
         self.installed += 1;
@@ -140,9 +163,41 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
                 retire_at: None,
                 renew_at: None,
                 grace: Duration::from_secs(u64::from(between / 2).clamp(1, 30)),
+                standby: predecessor,
             });
         }
         Ok(())
+    }
+
+    /// The peer has this pair, which was on standby: it sends from now on, what it replaces only receives.
+    pub(crate) fn promote(&mut self, now: Instant, name: &SaName, linger: Duration) {
+        let waiting = self.pairs.iter_mut().flatten().find(|pair| pair.name == *name);
+        let Some((old, _)) = waiting.and_then(|pair| pair.standby.take()) else {
+            return;
+        };
+        for pair in self.pairs.iter_mut().flatten() {
+            if pair.name.spi_in == old && pair.name.remote == name.remote {
+                pair.retire(now, linger);
+            }
+        }
+    }
+
+    /// The network deleted a pair. One that has a successor receives for `linger` more, and its successor sends; false
+    /// if it has none.
+    pub(crate) fn retire(&mut self, now: Instant, name: &SaName, linger: Duration) -> bool {
+        let successor = self.pairs.iter().flatten().find(|pair| {
+            pair.name.remote == name.remote && pair.standby.is_some_and(|(old, _)| old == name.spi_in)
+        });
+        if let Some(successor) = successor.map(|pair| pair.name) {
+            self.promote(now, &successor, linger);
+        }
+        let soon = now + DELETED_LINGER.min(linger);
+        let pair = self.pairs.iter_mut().flatten().find(|pair| pair.name == *name);
+        let Some(at) = pair.and_then(|pair| pair.retire_at.as_mut()) else {
+            return false;
+        };
+        *at = soon.min(*at);
+        true
     }
 
     pub(crate) fn remove(&mut self, name: &SaName) -> bool {
@@ -162,8 +217,16 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         slot.take().map(|pair| pair.name)
     }
 
+    fn overdue_standby(&self, now: Instant) -> Option<SaName> {
+        let overdue = |pair: &&Pair<T>| pair.standby.is_some_and(|(_, until)| until <= now);
+        self.iter().find(overdue).map(|pair| pair.name)
+    }
+
     /// Limits reached by now; call until `None`.
-    pub(crate) fn poll_due(&mut self, now: Instant) -> Option<Due> {
+    pub(crate) fn poll_due(&mut self, now: Instant, linger: Duration) -> Option<Due> {
+        while let Some(name) = self.overdue_standby(now) {
+            self.promote(now, &name, linger);
+        }
         let gone = self.remove_if(|pair| pair.retire_at.is_some_and(|at| at <= now));
         if let Some(name) = gone {
             return Some(Due::Expired(name));
@@ -206,10 +269,14 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
                     pair.outbound.meter().poll_timeout(),
                     pair.inbound.meter().poll_timeout(),
                 ];
-                [pair.retire_at, pair.renew_at]
-                    .into_iter()
-                    .chain(meters)
-                    .flatten()
+                [
+                    pair.retire_at,
+                    pair.renew_at,
+                    pair.standby.map(|(_, until)| until),
+                ]
+                .into_iter()
+                .chain(meters)
+                .flatten()
             })
             .min()
     }

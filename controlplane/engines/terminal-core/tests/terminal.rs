@@ -10,7 +10,7 @@ use towpath_base::sa::{EspSuite, Lifetime, Mode};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::testutil::SeededRng;
 use towpath_base::{DropReason, Instant};
-use towpath_keyx::message::{RefuseReason, TransferResult};
+use towpath_keyx::message::{RefuseReason, SaName, TransferResult};
 use towpath_keyx::{NetworkSession, SessionKeys};
 use towpath_terminal_core::{
     Action, Command, Core, Disposition, Event, InvalidConfig, Policy, SoftEsp, Transmit,
@@ -185,6 +185,7 @@ fn a_late_copy_does_not_bring_a_deleted_sa_back_or_start_its_counters_over() {
     let operation = || towpath_keyx::message::Operation::Install {
         class: towpath_base::sa::Class::Full,
         replaces: None,
+        standby: false,
         sa: sa.clone(),
     };
     let name = operation().name();
@@ -234,6 +235,57 @@ fn a_rekeyed_sa_sends_on_the_new_one_and_still_receives_on_the_old() {
     world.run_for(31);
     assert_eq!(packets(&world, old), None, "forgotten after a while");
     assert!(world.events.contains(&Event::Expired(old)));
+}
+
+/// A terminal with an SA and a successor that the peer may not have yet.
+fn on_standby() -> (World, SaName, SaName) {
+    let mut world = World::new(3);
+    world.settle();
+    world.application(&udp(here(false), peer(false), b"x"));
+    world.settle();
+    let old = world.terminal.sas().next().unwrap().name;
+    let new = world
+        .net
+        .install_as(world.now, peer(false), None, Some(old.spi_in), true);
+    world.settle();
+    (world, old, new)
+}
+
+/// Packets sent on a pair; `None` if it is gone.
+fn sent(world: &World, name: SaName) -> Option<u64> {
+    let mut sas = world.terminal.sas();
+    sas.find(|sa| sa.name == name).map(|sa| sa.packets_out)
+}
+
+#[test]
+fn a_successor_on_standby_sends_when_the_peer_has_used_it() {
+    let (mut world, old, new) = on_standby();
+    world.application(&udp(here(false), peer(false), b"on the old"));
+    assert_eq!((sent(&world, old), sent(&world, new)), (Some(2), Some(0)));
+    let first = world.net.seal(&udp(peer(false), here(false), b"the peer has it"));
+    assert_eq!(world.network(&first), Disposition::Deliver);
+    world.application(&udp(here(false), peer(false), b"on the new"));
+    assert_eq!((sent(&world, old), sent(&world, new)), (Some(2), Some(1)));
+}
+
+#[test]
+fn a_successor_on_standby_sends_when_the_old_one_is_deleted_which_still_receives() {
+    let (mut world, old, new) = on_standby();
+    let delete = towpath_keyx::message::Operation::Delete(old);
+    world.net.sender.push(world.now, None, delete).unwrap();
+    world.settle();
+    world.application(&udp(here(false), peer(false), b"on the new"));
+    assert_eq!((sent(&world, old), sent(&world, new)), (Some(1), Some(1)));
+    world.run_for(6);
+    assert_eq!(sent(&world, old), None, "nothing is on the way any more");
+}
+
+#[test]
+fn a_successor_on_standby_sends_after_a_while_whatever_the_peer_does() {
+    let (mut world, old, new) = on_standby();
+    world.run_for(11);
+    world.application(&udp(here(false), peer(false), b"on the new"));
+    assert_eq!((sent(&world, old), sent(&world, new)), (Some(1), Some(1)));
 }
 
 #[test]
@@ -500,6 +552,7 @@ fn what_no_sa_here_can_take_is_refused_in_the_acknowledgement() {
     let operation = towpath_keyx::message::Operation::Install {
         class: towpath_base::sa::Class::Full,
         replaces: None,
+        standby: false,
         sa,
     };
     world.net.sender.push(world.now, None, operation).unwrap();

@@ -4,7 +4,7 @@ use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::sa::{ChildSa, Class, EspKeys};
 use towpath_base::{Instant, Spi, SubscriberHandle};
 use towpath_fabric::{FromKeyserver, GatewayKeys, GatewaySa};
-use towpath_ike::{Command, IkeSaId, Role};
+use towpath_ike::{Command, FailReason, IkeSaId, Role};
 use towpath_keyx::message::{Operation, SaName, TransferResult};
 use zeroize::Zeroizing;
 
@@ -51,7 +51,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                         ""
                     },
                 );
-                self.child_established(now, ike, replaces, child, &text);
+                self.child_established(now, ike, role, replaces, child, &text);
             }
             Command::ChildDeleted {
                 local,
@@ -67,7 +67,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                     spi_in,
                     spi_out,
                 };
-                self.child_deleted(now, ike, name, &reason.to_string());
+                self.child_deleted(now, ike, name, reason);
             }
             Command::Failed {
                 ike,
@@ -139,6 +139,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         &mut self,
         now: Instant,
         ike: IkeSaId,
+        role: Role,
         replaces: Option<Spi>,
         child: ChildSa,
         text: &str,
@@ -186,6 +187,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         let operation = Operation::Install {
             class,
             replaces,
+            // A peer that started the rekeying has the new SA when our answer has reached it, not before.
+            standby: replaces.is_some() && role == Role::Responder,
             sa: for_terminal,
         };
         if !self.sessions.transfer(now, subscriber, request_id, operation) {
@@ -227,7 +230,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         EspKeys::split(child.suite, material)
     }
 
-    fn child_deleted(&mut self, now: Instant, ike: IkeSaId, name: SaName, reason: &str) {
+    fn child_deleted(&mut self, now: Instant, ike: IkeSaId, name: SaName, reason: FailReason) {
         let key = PairKey {
             local: name.local,
             remote: name.remote,
@@ -245,13 +248,19 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             // An IKE SA is there for its CHILD SAs; the next request starts afresh. It may be ending already.
             let _ = self.endpoint.delete_ike(now, ike);
         }
-        self.to_gateway.push_back(FromKeyserver::Remove {
+        let remove = FromKeyserver::Remove {
             subscriber,
             local: key.local,
             remote: key.remote,
             spi_in: name.spi_in,
             spi_out: name.spi_out,
-        });
+        };
+        if reason == FailReason::Rekeyed {
+            let early = self.lingering.push(now + self.config.linger, key, remove);
+            self.to_gateway.extend(early);
+        } else {
+            self.to_gateway.push_back(remove);
+        }
         // A terminal that has gone has no use for it, and its SAs with it.
         self.sessions
             .transfer(now, subscriber, None, Operation::Delete(name));
@@ -280,7 +289,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         }
         if let Some(pair) = self.pairs.get_mut(key) {
             for child in &mut pair.children {
-                child.acknowledged |= child.spi_in == transferred.name.spi_in;
+                if child.spi_in == transferred.name.spi_in {
+                    child.acknowledged = true;
+                    // It may have ended meanwhile.
+                    let _ = self.endpoint.child_ready(now, child.ike, child.spi_in);
+                }
             }
         }
         let text = format!("spi_in {} acknowledged by the terminal", transferred.name.spi_in);

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod children;
+mod lingering;
 pub mod pairs;
 mod policy;
 mod requests;
@@ -31,8 +32,13 @@ use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, ToKeyserver, 
 use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
 use towpath_keyx::transfer::Backoff;
 
+use crate::lingering::Lingering;
 use crate::pairs::{Child, PairKey, Pairs};
 use crate::sessions::Sessions;
+
+/// How long a rekeying waits for the terminal to have the new keys. Peers repeat their request after two seconds or
+/// more, and give it up after minutes.
+pub const READY_WITHIN: Duration = Duration::from_secs(3);
 
 /// Limits of a keyserver.
 #[derive(Debug, Clone)]
@@ -47,16 +53,22 @@ pub struct Config {
     pub retry_after_max: Duration,
     /// Retransmission of key transfers.
     pub transfers: Backoff,
+    /// How long a gateway still serves an SA that was replaced and deleted: packets on their way under its keys.
+    pub linger: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            ike: towpath_ike::Config::default(),
+            ike: towpath_ike::Config {
+                ready_within: READY_WITHIN,
+                ..towpath_ike::Config::default()
+            },
             pairs_per_subscriber: 64,
             retry_after: Duration::from_secs(1),
             retry_after_max: Duration::from_secs(60),
             transfers: Backoff::default(),
+            linger: Duration::from_secs(5),
         }
     }
 }
@@ -83,6 +95,7 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     /// Class of the policy each IKE SA was negotiated under.
     classes: HashMap<IkeSaId, Class>,
     next_tag: u64,
+    lingering: Lingering,
     to_gateway: VecDeque<FromKeyserver>,
     to_registry: VecDeque<ToRegistry>,
 }
@@ -101,6 +114,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             initiations: HashMap::new(),
             classes: HashMap::new(),
             next_tag: 1,
+            lingering: Lingering::default(),
             to_gateway: VecDeque::new(),
             to_registry: VecDeque::new(),
         }
@@ -154,13 +168,23 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.endpoint.handle_timeout(now);
         self.pairs.release_idle(now);
+        while let Some(remove) = self.lingering.poll(now) {
+            self.to_gateway.push_back(remove);
+        }
         self.settle(now);
     }
 
     /// When [`Self::handle_timeout`] is next wanted.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let engine = self.endpoint.poll_timeout().map(|(at, _)| at);
-        [engine, self.sessions.poll_timeout()].into_iter().flatten().min()
+        [
+            engine,
+            self.sessions.poll_timeout(),
+            self.lingering.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The next message for the gateway.
@@ -228,6 +252,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             let _ = self.endpoint.delete_ike(now, id);
         }
         self.settle(now);
+        self.to_gateway.extend(self.lingering.end(subscriber));
         self.sessions.end(subscriber);
     }
 

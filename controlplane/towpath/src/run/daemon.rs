@@ -207,6 +207,8 @@ impl Daemon {
 
     /// Brings the classifier's maps in line with the subscriber's profile and addresses.
     fn serve(&mut self, subscriber: &Subscriber, addresses: &[IpAddr]) {
+        let rules = super::relay::rules_of(&self.config.relay, subscriber);
+        self.worker.set_rules(subscriber.handle, rules);
         let compiled = if addresses.is_empty() {
             towpath_bpf::compile(
                 subscriber.handle,
@@ -333,6 +335,7 @@ fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
             half_open_total: size(keyserver.max_half_open),
             cookie_threshold: size(keyserver.cookie_threshold),
             ike_sas_total: size(keyserver.max_ike_sas),
+            ready_within: towpath_keyserver::READY_WITHIN,
             dpd_after: (keyserver.dpd_seconds > 0).then(|| Duration::from_secs(keyserver.dpd_seconds.into())),
             ..towpath_ike::Config::default()
         },

@@ -139,6 +139,7 @@ fn main() {
         let install = Operation::Install {
             class: Class::Full,
             replaces: None,
+            standby: false,
             sa,
         };
         deliver(&mut terminal, &mut session, u64::from(round) * 2 + 1, install);

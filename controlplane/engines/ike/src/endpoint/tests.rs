@@ -1,10 +1,12 @@
 //! What a peer that knows the keys, but not the rules, gets.
 
 use ::core::net::SocketAddr;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use towpath_base::Instant;
+use towpath_base::crypto::{DhGroup, KeyGenerator};
 use towpath_base::ids::{MessageId, Spi};
 use towpath_base::profile::{IkeId, Psk};
 use towpath_base::sa::{EspSuite, Lifetime, Mode};
@@ -14,7 +16,7 @@ use towpath_common::DropReason;
 use towpath_crypto::IkeCrypto;
 
 use super::Endpoint;
-use crate::choose::offer_esp;
+use crate::choose::{offer_esp, offer_ike};
 use crate::command::{Command, FailReason};
 use crate::config::{Config, Initiate, Policy};
 use crate::protect::protect;
@@ -239,4 +241,177 @@ fn child_sas_of_one_ike_sa_are_limited() {
         deliver(&mut pair, &message).unwrap();
     }
     assert_eq!(pair[1].sas.values().next().unwrap().children.len(), 16);
+}
+
+// -- RFC 7296 §2.25: what a request gets that crosses one of ours ------------------------------------------
+
+/// SPI under which the initiator receives on the second CHILD SA, from [`child_request`].
+const SECOND: Spi = Spi(0x1000);
+
+/// What the responder has on its way when the initiator's request arrives. About the second CHILD SA, so that
+/// there is another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum UnderWay {
+    Nothing,
+    RekeyChild,
+    DeleteChild,
+    RekeyIke,
+    DeleteIke,
+}
+
+/// What arrives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Arrives {
+    CreateChild,
+    RekeyChild(Spi),
+    DeleteChild(Spi),
+    RekeyIke,
+    DeleteIke,
+}
+
+fn rekey_request(spi: Spi) -> Vec<Payload<'static>> {
+    let mut notify = Notify::new(NotifyType::REKEY_SA, &[][..]);
+    notify.protocol = Protocol::ESP.0;
+    notify.spi = spi.0.to_be_bytes().to_vec().into();
+    let mut request = child_request();
+    if let Payload::Sa(proposals) = &mut request[0] {
+        proposals[0].spi = vec![0, 0, 0x20, 0];
+    }
+    [vec![Payload::Notify(notify)], request].concat()
+}
+
+fn ike_rekey_request() -> Vec<Payload<'static>> {
+    let group = DhGroup::X25519;
+    let (_, public) = IkeCrypto.initiate(group, &mut SeededRng::new(5)).unwrap();
+    vec![
+        Payload::Sa(offer_ike(&policy().ike_proposals, &[9; 8])),
+        Payload::Nonce(vec![7; 32].into()),
+        Payload::Ke {
+            group: group.number(),
+            data: public.into(),
+        },
+    ]
+}
+
+impl Arrives {
+    fn message(self, pair: &Ends, id: u32) -> Vec<u8> {
+        let delete = |protocol, spis| vec![Payload::Delete(Delete { protocol, spis })];
+        let (exchange, payloads) = match self {
+            Self::CreateChild => {
+                let mut request = child_request();
+                if let Payload::Sa(proposals) = &mut request[0] {
+                    proposals[0].spi = vec![0, 0, 0x30, 0];
+                }
+                (ExchangeType::CREATE_CHILD_SA, request)
+            }
+            Self::RekeyChild(spi) => (ExchangeType::CREATE_CHILD_SA, rekey_request(spi)),
+            Self::RekeyIke => (ExchangeType::CREATE_CHILD_SA, ike_rekey_request()),
+            Self::DeleteChild(spi) => (ExchangeType::INFORMATIONAL, delete(Protocol::ESP, vec![spi.0])),
+            Self::DeleteIke => (ExchangeType::INFORMATIONAL, delete(Protocol::IKE, vec![])),
+        };
+        forge(pair, exchange, false, id, &payloads)
+    }
+}
+
+/// Payloads of the last response the responder sent.
+fn last_response(end: &mut Endpoint<IkeCrypto, SeededRng>) -> String {
+    let mut last = String::new();
+    while let Some(command) = end.poll_command() {
+        if let Command::Exchange { sent: true, line, .. } = command
+            && let Some((head, payloads)) = line.split_once('[')
+            && head.contains("response")
+        {
+            last = alloc::format!("[{payloads}");
+        }
+    }
+    last
+}
+
+#[test]
+fn crossing_requests_get_what_rfc_7296_2_25_says() {
+    use Arrives as A;
+    use UnderWay as U;
+    let child = "[ SA No TSi TSr N(ESP_TFC_PAD_N) ]";
+    let cases = [
+        // §2.25.1, CHILD SAs
+        (U::DeleteChild, A::RekeyChild(SECOND), "[ N(TEMP_FAIL) ]"),
+        (U::RekeyChild, A::RekeyChild(SECOND), child),
+        (U::Nothing, A::RekeyChild(Spi(0x4711)), "[ N(NO_CHILD_SA) ]"),
+        (U::DeleteChild, A::DeleteChild(SECOND), "[ ]"),
+        (U::RekeyChild, A::DeleteChild(SECOND), "[ D ]"),
+        (U::Nothing, A::DeleteChild(Spi(0x4711)), "[ ]"),
+        (U::Nothing, A::DeleteChild(SECOND), "[ D ]"),
+        (U::RekeyChild, A::CreateChild, child),
+        // §2.25.2, the IKE SA
+        (U::RekeyChild, A::RekeyIke, "[ N(TEMP_FAIL) ]"),
+        (U::DeleteChild, A::RekeyIke, "[ N(TEMP_FAIL) ]"),
+        (U::RekeyIke, A::RekeyIke, "[ SA No KE ]"),
+        (U::DeleteIke, A::RekeyIke, "[ N(TEMP_FAIL) ]"),
+        (U::RekeyIke, A::DeleteIke, "[ ]"),
+        (U::DeleteIke, A::DeleteIke, "[ ]"),
+        (U::RekeyIke, A::CreateChild, "[ N(TEMP_FAIL) ]"),
+        (U::RekeyIke, A::RekeyChild(SECOND), "[ N(TEMP_FAIL) ]"),
+        (U::RekeyIke, A::DeleteChild(SECOND), "[ D ]"),
+        (U::DeleteIke, A::CreateChild, "[ N(TEMP_FAIL) ]"),
+    ];
+    for (under_way, arrives, expected) in cases {
+        let mut pair = after(4);
+        let message = forge(&pair, ExchangeType::CREATE_CHILD_SA, false, 2, &child_request());
+        deliver(&mut pair, &message).unwrap();
+        let sa = pair[1].sas.values().next().unwrap();
+        let ike = sa.id;
+        let second = sa
+            .children
+            .iter()
+            .find(|child| child.spi_out == SECOND)
+            .unwrap()
+            .spi_in;
+        match under_way {
+            U::Nothing => {}
+            U::RekeyChild => pair[1].rekey_child(NOW, ike, second).unwrap(),
+            U::DeleteChild => pair[1].delete_child(NOW, ike, second).unwrap(),
+            U::RekeyIke => pair[1].rekey_ike(NOW, ike).unwrap(),
+            U::DeleteIke => pair[1].delete_ike(NOW, ike).unwrap(),
+        }
+        commands(&mut pair[1]);
+        let message = arrives.message(&pair, 3);
+        assert_eq!(deliver(&mut pair, &message), Ok(()), "{under_way:?} {arrives:?}");
+        let answer = last_response(&mut pair[1]);
+        assert_eq!(answer, expected, "{under_way:?} {arrives:?}");
+    }
+}
+
+#[test]
+fn a_deleted_ike_sa_forgets_its_own_rekeying() {
+    let mut pair = after(4);
+    let ike = pair[1].sas.values().next().unwrap().id;
+    pair[1].rekey_ike(NOW, ike).unwrap();
+    let message = Arrives::DeleteIke.message(&pair, 2);
+    deliver(&mut pair, &message).unwrap();
+    assert!(pair[1].sas.values().all(|sa| sa.is_closed()));
+    let last = commands(&mut pair[1]).pop();
+    let gone = FailReason::DeletedByPeer;
+    assert!(matches!(last, Some(Command::IkeClosed { reason, .. }) if reason == gone));
+}
+
+#[test]
+fn an_ike_sa_deleted_after_the_peers_own_rekeying_lives_on_in_that_one() {
+    // Our rekeying is lost; the peer, who never saw it, rekeys and deletes the old one.
+    let mut pair = after(4);
+    let ike = pair[1].sas.values().next().unwrap().id;
+    pair[1].rekey_ike(NOW, ike).unwrap();
+    for (id, request) in [(2, Arrives::RekeyIke), (3, Arrives::DeleteIke)] {
+        let message = request.message(&pair, id);
+        deliver(&mut pair, &message).unwrap();
+    }
+    let live: Vec<_> = pair[1].sas.values().filter(|sa| !sa.is_closed()).collect();
+    assert_eq!(live.len(), 1);
+    assert_eq!((live[0].state, live[0].children.len()), (State::Established, 1));
+    assert_ne!(live[0].id, ike);
+    let commands = commands(&mut pair[1]);
+    let renamed = commands
+        .iter()
+        .any(|command| matches!(command, Command::IkeRekeyed { old, .. } if *old == ike));
+    let lost = |command: &Command| matches!(command, Command::ChildDeleted { .. });
+    assert!(renamed && !commands.iter().any(lost), "{commands:?}");
 }

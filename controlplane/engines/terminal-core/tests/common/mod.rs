@@ -310,11 +310,24 @@ impl Net {
         request_id: Option<u32>,
         replaces: Option<Spi>,
     ) -> SaName {
+        self.install_as(now, remote, request_id, replaces, false)
+    }
+
+    /// As [`Self::install`], to be used for sending at once or when the peer is known to have it.
+    pub fn install_as(
+        &mut self,
+        now: Instant,
+        remote: IpAddr,
+        request_id: Option<u32>,
+        replaces: Option<Spi>,
+        standby: bool,
+    ) -> SaName {
         let sa = self.make_sa(remote);
         let name = SaName::of(&sa);
         let operation = Operation::Install {
             class: Class::Full,
             replaces,
+            standby,
             sa,
         };
         self.sender.push(now, request_id, operation).unwrap();
