@@ -4,6 +4,8 @@
 //! work runs inside [`on_the_terminal`]; callgrind counts nothing else.
 #![forbid(unsafe_code)]
 
+pub mod portable;
+
 use std::net::IpAddr;
 
 use towpath_base::sa::ChildSa;

@@ -19,11 +19,13 @@ use crate::ui;
 /// SAs each program of `tests/cost` sets up: `towpath_cost::ROUNDS`.
 const ROUNDS: f64 = 20.0;
 
-/// What IKE is measured with: first the proposal the configuration recommends, which makes the figure.
-const PROPOSALS: &[&str] = &[
-    "aes256gcm16-prfsha256-x25519",
-    "aes256-sha256-ecp256",
-    "aes128-sha256-modp2048",
+/// What IKE is measured with, cryptography and proposal. The first makes the figure: the proposal the configuration
+/// recommends, on the libraries the terminal core is built with.
+const ARMS: &[[&str; 2]] = &[
+    ["portable", "aes256gcm16-prfsha256-x25519"],
+    ["aws-lc", "aes256gcm16-prfsha256-x25519"],
+    ["aws-lc", "aes256-sha256-ecp256"],
+    ["aws-lc", "aes128-sha256-modp2048"],
 ];
 
 /// The microcontroller: a Cortex-M4 or M7 without floating point.
@@ -47,17 +49,14 @@ fn instructions(root: &Path) -> Result<Record> {
     })?;
     let program = |name| programs.join(name);
     let by_proxy = ui::step("counting instructions of one SA set-up by proxy", || {
-        collected(&program("by_proxy"), None)
+        collected(&program("by_proxy"), &[])
     })?;
     let mut by_ike = Vec::new();
-    for proposal in PROPOSALS {
-        let title = format!("counting instructions of one SA set-up by IKE, {proposal}");
-        by_ike.push((
-            *proposal,
-            ui::step(&title, || collected(&program("by_ike"), Some(proposal)))?,
-        ));
+    for arm in ARMS {
+        let title = format!("counting instructions of one SA set-up by IKE, {}", arm.join(", "));
+        by_ike.push((arm, ui::step(&title, || collected(&program("by_ike"), arm))?));
     }
-    let (default, first) = *by_ike.first().context("there is a proposal to measure")?;
+    let ([_, default], first) = *by_ike.first().context("there is an arm to measure")?;
     let mut record = Record::new(
         "terminal.instructions_vs_ike",
         "ratio",
@@ -67,15 +66,15 @@ fn instructions(root: &Path) -> Result<Record> {
     .goal(100.0)
     .arm("by proxy", format!("{by_proxy:.0} instructions"))
     .condition("esp", "aes256gcm16")
-    .condition("proposal", default)
+    .condition("proposal", *default)
     .condition(
         "cryptography",
-        "IKE: aws-lc-rs (assembly); by proxy: portable Rust with AES instructions",
+        "portable Rust with AES instructions on both sides; aws-lc arms: the keyserver's assembly",
     )
     .condition("registration", "once per terminal, not counted");
-    for (proposal, count) in by_ike {
+    for ([provider, proposal], count) in by_ike {
         record = record.arm(
-            &format!("IKE {proposal}"),
+            &format!("IKE {proposal}, {provider}"),
             format!("{count:.0} instructions, {:.0} times", count / by_proxy),
         );
     }
@@ -95,7 +94,7 @@ fn build_programs(root: &Path) -> Result<PathBuf> {
 }
 
 /// Instructions of one set-up on the terminal's side.
-fn collected(program: &Path, argument: Option<&str>) -> Result<f64> {
+fn collected(program: &Path, arguments: &[&str]) -> Result<f64> {
     let output = Cmd::new("valgrind")
         .args([
             "--tool=callgrind",
@@ -103,7 +102,7 @@ fn collected(program: &Path, argument: Option<&str>) -> Result<f64> {
             "--toggle-collect=*on_the_terminal*",
         ])
         .arg(program)
-        .args(argument)
+        .args(arguments)
         .output()?;
     if !output.ok() {
         bail!("{} under callgrind failed:\n{}", program.display(), output.all());

@@ -1,17 +1,20 @@
 //! A terminal that speaks IKEv2 itself: IKE_SA_INIT, IKE_AUTH with a pre-shared key, ESP keys, installation.
 //!
-//! The argument names the IKE proposal, by default `aes256gcm16-prfsha256-x25519`.
+//! Arguments: the cryptography (`portable`, the default, or `aws-lc`) and the IKE proposal, by default
+//! `aes256gcm16-prfsha256-x25519`, the only one of the portable one.
 #![forbid(unsafe_code)]
 
 use towpath_base::Instant;
+use towpath_base::crypto::KeyGenerator;
 use towpath_base::profile::{IkeId, Psk};
 use towpath_base::sa::{Lifetime, Mode};
 use towpath_base::testutil::SeededRng;
+use towpath_cost::portable::{PROPOSAL, PortableIke};
 use towpath_cost::{PEER, ROUNDS, SUITE, TERMINAL, install, on_the_terminal};
 use towpath_crypto::IkeCrypto;
 use towpath_ike::{Command, Config, Endpoint, Initiate, Policy};
 
-type End = Endpoint<IkeCrypto, SeededRng>;
+type End<K> = Endpoint<K, SeededRng>;
 
 fn policy(proposal: &str) -> Policy {
     Policy {
@@ -29,20 +32,20 @@ fn policy(proposal: &str) -> Policy {
     }
 }
 
-fn end(seed: u64) -> End {
+fn end<K: KeyGenerator>(crypto: K, seed: u64) -> End<K> {
     let config = Config {
         dpd_after: None,
         ike_rekey_after: None,
         ..Config::default()
     };
-    Endpoint::new(config, IkeCrypto, SeededRng::new(seed))
+    Endpoint::new(config, crypto, SeededRng::new(seed))
 }
 
 /// One set-up; true if the terminal got its SA.
-fn set_up(round: u32, proposal: &str) -> bool {
+fn set_up<K: KeyGenerator + Copy>(crypto: K, round: u32, proposal: &str) -> bool {
     let now = Instant::from_secs(1);
-    let mut terminal = end(u64::from(round));
-    let mut peer = end(u64::from(round) + 1000);
+    let mut terminal = end(crypto, u64::from(round));
+    let mut peer = end(crypto, u64::from(round) + 1000);
     let wish = Initiate {
         tag: 1,
         local: TERMINAL,
@@ -88,10 +91,16 @@ fn set_up(round: u32, proposal: &str) -> bool {
 }
 
 fn main() {
-    let proposal = std::env::args()
-        .nth(1)
-        .unwrap_or_else(|| "aes256gcm16-prfsha256-x25519".into());
-    let done = (0..ROUNDS).filter(|round| set_up(*round, &proposal)).count();
+    let mut arguments = std::env::args().skip(1);
+    let provider = arguments.next().unwrap_or_else(|| "portable".into());
+    let proposal = arguments.next().unwrap_or_else(|| PROPOSAL.into());
+    let done = (0..ROUNDS)
+        .filter(|round| match provider.as_str() {
+            "portable" => set_up(PortableIke, *round, &proposal),
+            "aws-lc" => set_up(IkeCrypto, *round, &proposal),
+            other => panic!("no provider {other}: portable or aws-lc"),
+        })
+        .count();
     assert_eq!(done, ROUNDS as usize, "every exchange succeeds");
-    println!("{done} set-ups with {proposal}");
+    println!("{done} set-ups with {proposal}, {provider}");
 }

@@ -9,14 +9,19 @@ mod icv;
 mod wycheproof;
 
 use aes::cipher::KeyInit;
-use aes::{Aes128, Aes256};
-use aes_gcm::{Aes128Gcm, Aes256Gcm};
+use aes::{Aes128, Aes128Enc, Aes256, Aes256Enc};
+use aes_gcm::AesGcm;
+use aes_gcm::aead::consts::U12;
 #[cfg(feature = "soft-all")]
 use ccm::consts::{U11, U16};
 use towpath_base::crypto::{EspParts, EspProvider, EspTransform, Forged, InvalidKey};
 use towpath_base::sa::{EspKeys, EspSuite, KeyParts};
 
 pub use icv::SoftIcv;
+
+/// Counter mode only ever encrypts: half the key schedule does.
+type Aes128Gcm = AesGcm<Aes128Enc, U12>;
+type Aes256Gcm = AesGcm<Aes256Enc, U12>;
 
 /// Makes [`SoftTransform`]s and [`SoftIcv`]s.
 #[derive(Debug, Clone, Copy, Default)]
