@@ -9,6 +9,7 @@
 
 mod attacks;
 mod lab;
+mod linkem;
 mod proxied;
 mod restart;
 

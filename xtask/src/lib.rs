@@ -2,7 +2,7 @@
 //!
 //! * [`lab`]: namespaces, peers and captures (real strongSwan, real kernels);
 //! * [`proof`]: the main job run in the lab, one scenario after the other, and judged;
-//! * [`linkem`]: emulated links between two interfaces;
+//! * [`linkem`]: emulated links between two interfaces; [`load`]: TCP load over them;
 //! * [`layers`]: the dependency rules, checked;
 //! * [`setup`], [`check`], [`suite`]: what a machine needs, what a commit needs, what a release needs;
 //! * [`ebpf`]: builds the XDP object; [`mod@bench`]: measures.
@@ -14,6 +14,7 @@ pub mod ebpf;
 pub mod lab;
 pub mod layers;
 pub mod linkem;
+pub mod load;
 pub mod proof;
 pub mod pump;
 pub mod setup;

@@ -1,9 +1,5 @@
 //! What the emulator can carry here.
 //!
-//! ```text
-//!   source  s0 ───── a  em  b ───── s1  sink
-//! ```
-//!
 //! UDP at rising rates through links that do nothing but 1 ms of delay. The ceiling is the highest rate of which at least
 //! 99.9 % arrived, half of them less than 1 ms late.
 
@@ -14,11 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use towpath_linkem::emulator::Setup;
-use towpath_linkem::model::LinkConfig;
 
-use super::{Running, enter};
-use crate::sh::Cmd;
+use super::row::{Host, Row};
+use super::{Links, enter};
 
 /// Packets per second that are tried.
 const RATES: [u32; 8] = [5_000, 10_000, 20_000, 40_000, 60_000, 80_000, 120_000, 160_000];
@@ -48,55 +42,9 @@ impl Attempt {
     }
 }
 
-/// Three namespaces in a row, removed when dropped.
-struct Row {
-    name: String,
-}
-
-impl Row {
-    fn new() -> Result<Self> {
-        let row = Self {
-            name: format!("lec{}", std::process::id()),
-        };
-        for role in ["s", "em", "d"] {
-            ip(&format!("netns add {}", row.namespace(role)))?;
-        }
-        for (role, device, port, address) in
-            [("s", "s0", "a", "10.79.0.1/24"), ("d", "s1", "b", "10.79.0.2/24")]
-        {
-            let (far, em) = (row.namespace(role), row.namespace("em"));
-            ip(&format!(
-                "-n {em} link add name {port} type veth peer name {device} netns {far}"
-            ))?;
-            ip(&format!("-n {far} addr add {address} dev {device}"))?;
-            let off = format!("netns exec {far} ethtool -K {device} tx off tso off gso off");
-            ip(&off)?;
-            ip(&format!("-n {far} link set {device} up"))?;
-            ip(&format!("-n {em} link set dev {port} up"))?;
-        }
-        Ok(row)
-    }
-
-    fn namespace(&self, role: &str) -> String {
-        format!("{}-{role}", self.name)
-    }
-}
-
-impl Drop for Row {
-    fn drop(&mut self) {
-        for role in ["s", "em", "d"] {
-            let _ = ip(&format!("netns del {}", self.namespace(role)));
-        }
-    }
-}
-
-fn ip(line: &str) -> Result<()> {
-    Cmd::new("ip").args(line.split_whitespace()).run()
-}
-
 /// Measures, prints, writes.
 pub(super) fn run(json: Option<&Path>) -> Result<()> {
-    let row = Row::new()?;
+    let row = Row::new("lec")?;
     let mut attempts = Vec::new();
     for packet_bytes in [64, 1400] {
         let mut fallen = 0;
@@ -117,17 +65,12 @@ pub(super) fn run(json: Option<&Path>) -> Result<()> {
 }
 
 fn attempt(row: &Row, packet_bytes: usize, rate: u32) -> Result<Attempt> {
-    let link = LinkConfig {
-        delay: Duration::from_millis(1),
-        ..LinkConfig::default()
-    };
-    let setup = Setup {
-        ports: ["a".into(), "b".into()],
-        links: [link.clone(), link],
+    let running = row.link(&Links {
+        both: "delay=1ms".into(),
         seed: 1,
-    };
-    let running = Running::start(&row.namespace("em"), setup)?;
-    let source = row.namespace("s");
+        ..Links::default()
+    })?;
+    let source = row.host(Host::Left);
     let sender = std::thread::spawn(move || -> Result<f64> {
         enter(&source)?;
         send(packet_bytes, rate)

@@ -1,6 +1,7 @@
 //! `cargo xtask linkem`: joins two interfaces by an emulated link. The emulator itself is `tests/linkem`.
 
 mod ceiling;
+pub mod row;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
