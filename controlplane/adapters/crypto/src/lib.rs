@@ -3,6 +3,7 @@
 
 pub mod esp;
 pub mod ike;
+pub mod inspect;
 mod rng;
 
 pub use esp::AwsLcEsp;

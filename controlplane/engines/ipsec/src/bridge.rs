@@ -15,6 +15,7 @@ use towpath_base::sa::{ChildSa, EspKeys, Mode};
 use towpath_base::{DropReason, Instant};
 
 use crate::checksum::{self, ChecksumRepair};
+use crate::highwater::Reserved;
 use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa, Opened};
 pub use crate::lifetime::LifetimeEvent;
 use crate::locate;
@@ -172,6 +173,26 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
     pub fn tick(&mut self, now: Instant) {
         self.to_peer.meter_mut().tick(now);
         self.from_peer.meter_mut().tick(now);
+    }
+
+    /// For keys that outlive the process: uses only numbers that are stored; see [`crate::highwater`].
+    pub fn start_reserved(&mut self, to_peer: Reserved, to_terminal: Reserved) {
+        self.to_peer.start_reserved(to_peer);
+        self.to_terminal.start_reserved(to_terminal);
+    }
+
+    /// The limits to store next, first of the sender to the peer. Asked again until [`Bridge::reserve`]d.
+    pub const fn wanted(&self) -> [Option<u64>; 2] {
+        [self.to_peer.wants_reserved(), self.to_terminal.wants_reserved()]
+    }
+
+    /// `limit` is stored: for the sender to the peer, or to the terminal.
+    pub const fn reserve(&mut self, to_peer: bool, limit: u64) {
+        if to_peer {
+            self.to_peer.reserve(limit);
+        } else {
+            self.to_terminal.reserve(limit);
+        }
     }
 
     /// The half that sends to the peer.

@@ -10,6 +10,9 @@
 //! | [`outbound`] | plain IP packet → ESP packet |
 //! | [`inbound`] | ESP packet → plain IP packet |
 //! | [`bridge`] | one segment's ESP packet → the other segment's, without moving a byte |
+//! | [`shared`] | an SA whose keys the gateway shares with both ends |
+//! | [`inspect`] | looking inside with the cipher key alone |
+//! | [`highwater`] | sequence numbers that are stored before they are used |
 //! | [`lifetime`] | limits in time and bytes, soft and hard |
 //! | `sad`, `spd` | the databases of SAs and policies (feature `tables`, with `alloc`) |
 //! | [`soft`] | the algorithms in portable software |
@@ -21,7 +24,9 @@ extern crate alloc;
 
 pub mod bridge;
 mod checksum;
+pub mod highwater;
 pub mod inbound;
+pub mod inspect;
 mod ip;
 pub mod lifetime;
 pub mod locate;
@@ -29,6 +34,7 @@ pub mod outbound;
 mod outer;
 #[cfg(feature = "tables")]
 pub mod sad;
+pub mod shared;
 #[cfg(feature = "soft")]
 pub mod soft;
 #[cfg(feature = "tables")]
@@ -36,7 +42,9 @@ pub mod spd;
 
 pub use bridge::Bridge;
 pub use checksum::ChecksumRepair;
+pub use highwater::Reserved;
 pub use inbound::{InboundSa, Opened};
 pub use lifetime::LifetimeEvent;
 pub use locate::{Flow, Located};
 pub use outbound::{OutboundSa, Sealed};
+pub use shared::SharedBridge;

@@ -9,11 +9,14 @@ use towpath_base::{DropReason, Instant, Spi};
 use towpath_common::wire::protocol;
 
 use crate::checksum;
+use crate::highwater::Reserved;
 use crate::ip::{self, Ip, Walk, put16};
 use crate::lifetime::Meter;
-use crate::locate::{ESP_LEN, Flow, UDP_LEN};
+use crate::locate::{ESP_LEN, Flow, Located, UDP_LEN};
 use crate::outer::{self, Inner};
 
+/// Last number used with ESN: one bit is left for the half of the IV space, nobody gets that far.
+const LAST_ESN: u64 = u64::MAX >> 1;
 /// Longest IV of any suite.
 const MAX_IV: usize = 16;
 
@@ -39,6 +42,9 @@ pub struct OutboundSa<T> {
     destinations: Selectors,
     meter: Meter,
     path_mtu: Option<u16>,
+    reserved: Reserved,
+    /// Top bit of the counter IVs, the half of their space this sender keeps to; see [`crate::shared`].
+    iv_half: u64,
 }
 
 impl<T: EspTransform> OutboundSa<T> {
@@ -78,6 +84,8 @@ impl<T: EspTransform> OutboundSa<T> {
             destinations: sa.remote_ts,
             meter: Meter::new(Lifetime::default(), now),
             path_mtu: None,
+            reserved: Reserved::EVERYTHING,
+            iv_half: 0,
         })
     }
 
@@ -120,6 +128,51 @@ impl<T: EspTransform> OutboundSa<T> {
         if sequence > self.last_sequence {
             self.last_sequence = sequence;
         }
+    }
+
+    /// Uses no number that is not reserved; see [`crate::highwater`]. Starts above what was reserved before.
+    pub const fn start_reserved(&mut self, reserved: Reserved) {
+        self.skip_to(reserved.after());
+        self.reserved = reserved;
+    }
+
+    /// Numbers up to `limit` may be used from now on.
+    pub const fn reserve(&mut self, limit: u64) {
+        self.reserved.extend(limit);
+    }
+
+    /// The limit to reserve next, when the present block runs out.
+    pub const fn wants_reserved(&self) -> Option<u64> {
+        self.reserved.wants(self.last_sequence)
+    }
+
+    /// Keeps its counter IVs to one half of their space: the upper, or the lower.
+    pub(crate) const fn keep_to_half(&mut self, upper: bool) {
+        self.iv_half = if upper { 1 << 63 } else { 0 };
+    }
+
+    /// Encrypts `bytes` anew exactly as they came: same number, same IV, same plaintext, hence the same packet.
+    pub(crate) fn restore(
+        &mut self,
+        bytes: &mut [u8],
+        at: &Located,
+        sequence: u64,
+    ) -> Result<(), DropReason> {
+        let suite = self.transform.suite();
+        let malformed = DropReason::EspMalformed;
+        let esp = bytes.get_mut(at.esp_at..at.end).ok_or(malformed)?;
+        let (header, rest) = esp.split_first_chunk_mut::<ESP_LEN>().ok_or(malformed)?;
+        let (iv, rest) = rest.split_at_mut_checked(suite.iv_len()).ok_or(malformed)?;
+        let body = rest.len().checked_sub(suite.icv_len()).ok_or(malformed)?;
+        let (payload, icv) = rest.split_at_mut_checked(body).ok_or(malformed)?;
+        let parts = EspParts {
+            header: *header,
+            esn_high: self.esn.then_some((sequence >> 32) as u32),
+            iv,
+            payload,
+            icv,
+        };
+        self.transform.seal(parts).map_err(|_| DropReason::EspAuthFailed)
     }
 
     /// Limits and counters.
@@ -301,8 +354,9 @@ impl<T: EspTransform> OutboundSa<T> {
         let [e, f, g, h] = (sequence as u32).to_be_bytes();
         *header = [a, b, c, d, e, f, g, h];
         if suite.is_counter_mode() {
-            // RFC 4106 §3.1: a counter; ours is the sequence number, all 64 bits, ESN or not.
-            iv.copy_from_slice(&sequence.to_be_bytes());
+            // RFC 4106 §3.1: a counter; ours is the sequence number, all 64 bits, ESN or not. It stays below 2^63,
+            // so the half does not disturb it.
+            iv.copy_from_slice(&(sequence | self.iv_half).to_be_bytes());
         } else {
             let mut fresh = [0; MAX_IV];
             let fresh = fresh.get_mut(..iv.len()).ok_or(malformed)?;
@@ -337,9 +391,12 @@ impl<T: EspTransform> OutboundSa<T> {
 
     /// The next number; never the same twice, never zero (RFC 4303 §3.3.3).
     fn next_sequence(&mut self) -> Result<u64, DropReason> {
-        let last = if self.esn { u64::MAX } else { u64::from(u32::MAX) };
+        let last = if self.esn { LAST_ESN } else { u64::from(u32::MAX) };
         if self.last_sequence >= last {
             return Err(DropReason::EspSequenceExhausted);
+        }
+        if !self.reserved.covers(self.last_sequence + 1) {
+            return Err(DropReason::SequenceNotReserved);
         }
         self.last_sequence += 1;
         if self.last_sequence > last - last / 8 {

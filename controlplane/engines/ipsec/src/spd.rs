@@ -123,6 +123,9 @@ impl core::error::Error for SpdError {}
 /// Order, then number: the lowest that matches decides.
 type Rank = (u32, u32);
 
+/// A packet and what was decided about packets like it.
+type Remembered = (Query, Option<Rank>);
+
 /// Family (true: IPv4), leading bits of the source and of the destination that count.
 type Shape = (bool, u8, u8);
 
@@ -151,7 +154,7 @@ pub struct Spd {
     by_id: BTreeMap<u32, Rank>,
     shapes: BTreeMap<Shape, Bucket>,
     ranges: BTreeSet<Rank>,
-    cache: Box<[Option<(Query, Option<Rank>)>]>,
+    cache: Box<[Option<Remembered>]>,
     seed: u64,
     limit: usize,
 }

@@ -5,12 +5,14 @@ mod auth;
 mod esp;
 #[cfg(feature = "alloc")]
 mod ike;
+mod inspect;
 
 #[cfg(feature = "alloc")]
 pub use auth::{PeerProof, PeerVerifier, SignatureScheme, Signer, Untrusted};
 pub use esp::{Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey};
 #[cfg(feature = "alloc")]
 pub use ike::{CryptoError, DhGroup, Integrity, KeyGenerator, Prf, Secret, SkCipher, SkKeys, SkParts};
+pub use inspect::{EspDecryptor, InspectProvider};
 
 /// A source of randomness, passed in so that simulations repeat.
 pub trait Rng {
