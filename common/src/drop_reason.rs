@@ -76,6 +76,14 @@ drop_reasons! {
     EspDummy = "esp_dummy", "dummy packet (RFC 4303 2.6), discarded as it should be";
     SaRefused = "sa_refused", "the network refused the SA this packet needs";
     SequenceNotReserved = "sequence_not_reserved", "sequence numbers not reserved on disk yet: sending could repeat a nonce after a crash";
+    RelayMalformed = "relay_malformed", "TCP segment inside an SA with a wrong checksum or header";
+    RelayNoSa = "relay_no_sa", "no SA is left to carry a segment of the TCP relay";
+    AhMalformed = "ah_malformed", "AH is missing, too short, or its length does not fit its algorithm";
+    AhHeaderUnsupported = "ah_header_unsupported", "AH over a header whose changes on the way cannot be foretold";
+    ReassemblyOverlap = "reassembly_overlap", "overlapping or contradicting fragments (RFC 5722), datagram refused";
+    ReassemblyLimit = "reassembly_limit", "no room for another fragment";
+    ReassemblyTimeout = "reassembly_timeout", "fragments whose rest did not arrive in time";
+    FragmentKept = "fragment_kept", "fragment kept until the rest of its datagram arrives, no loss";
 }
 
 #[cfg(test)]

@@ -12,14 +12,21 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use slab::Slab;
-use towpath_base::crypto::{EspProvider, InvalidKey, Rng};
+use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
+use towpath_common::wire::protocol;
 use towpath_fabric::{GatewayKeys, GatewaySa};
 use towpath_ipsec::bridge::{Bridge, LifetimeEvent};
-use towpath_ipsec::locate::{self, Located};
+use towpath_ipsec::locate::{self, Flow, Located};
+use towpath_tcp::IsnSecret;
+use towpath_tcp::relay::Side;
+use towpath_tcp::relay::rules::Rules;
+
+use crate::relay::{Egress, Fate, FlowView, Relay, RelayConfig, RelayTotals, Room, Spoken};
 
 /// Names one SA pair of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +46,8 @@ pub struct SaKey {
 pub enum Disposition {
     /// Send it on: opened and re-sealed, or untouched where no SA of class `full` is concerned.
     Forward,
+    /// The TCP relay has it; what it says to that comes from [`Datapath::relay_transmit`].
+    Taken,
     /// Count and drop.
     Drop(DropReason),
 }
@@ -86,6 +95,24 @@ struct Entry<T> {
     /// `None` for class `none`: the keys are not here.
     bridge: Option<Bridge<T>>,
     counters: SaCounters,
+    /// Its pair in the relay.
+    pair: Option<usize>,
+}
+
+/// How a packet came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Arrival {
+    /// On a port that faces terminals. Only there may a packet claim to be a terminal's.
+    pub from_access: bool,
+    /// Where routing sends it, if that is known.
+    pub egress: Option<Egress>,
+}
+
+/// A packet of the relay, sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Departure {
+    /// Where it leaves; the kernel knows when this does not.
+    pub egress: Option<Egress>,
 }
 
 /// The SAs of one worker.
@@ -96,6 +123,7 @@ pub struct Datapath<P: EspProvider> {
     to_terminal: HashMap<(IpAddr, Spi), usize>,
     notices: Vec<Notice>,
     limit: usize,
+    relay: Option<Relay>,
 }
 
 /// Why an SA could not be installed.
@@ -117,7 +145,15 @@ impl<P: EspProvider> Datapath<P> {
             to_terminal: HashMap::default(),
             notices: Vec::with_capacity(MAX_NOTICES),
             limit,
+            relay: None,
         }
+    }
+
+    /// With a TCP relay in the SAs of class `full`. Call it before the first SA is installed.
+    #[must_use]
+    pub fn with_relay(mut self, config: RelayConfig, secret: IsnSecret) -> Self {
+        self.relay = Some(Relay::new(config, secret));
+        self
     }
 
     /// Adds an SA; one with the same addresses and SPIs is replaced.
@@ -129,7 +165,7 @@ impl<P: EspProvider> Datapath<P> {
             spi_out: sa.spi_out,
         };
         let bridge = match &sa.keys {
-            GatewayKeys::None => None,
+            GatewayKeys::None | GatewayKeys::Inspect(_) | GatewayKeys::Shared { .. } => None,
             GatewayKeys::Full {
                 peer,
                 segment_in,
@@ -143,12 +179,17 @@ impl<P: EspProvider> Datapath<P> {
             return Err(InstallError::Full);
         }
         let counters = SaCounters::default();
+        let full = bridge.is_some();
         let slot = self.entries.insert(Entry {
             subscriber: sa.subscriber,
             key,
             bridge,
             counters,
+            pair: None,
         });
+        if let (Some(relay), Some(entry)) = (&mut self.relay, self.entries.get_mut(slot)) {
+            entry.pair = Some(relay.add_sa(sa.subscriber, sa.local, sa.remote, slot, full));
+        }
         self.to_peer.insert((sa.local, sa.remote, sa.spi_out), slot);
         self.to_terminal.insert((sa.local, sa.spi_in), slot);
         Ok(())
@@ -158,7 +199,11 @@ impl<P: EspProvider> Datapath<P> {
     pub fn remove(&mut self, key: &SaKey) -> Option<SaCounters> {
         let slot = self.to_peer.remove(&(key.local, key.remote, key.spi_out))?;
         self.to_terminal.remove(&(key.local, key.spi_in));
-        self.entries.try_remove(slot).map(|entry| entry.counters)
+        let entry = self.entries.try_remove(slot)?;
+        if let (Some(relay), Some(pair)) = (&mut self.relay, entry.pair) {
+            relay.remove_sa(pair, slot);
+        }
+        Some(entry.counters)
     }
 
     /// Every SA with its counters.
@@ -173,8 +218,11 @@ impl<P: EspProvider> Datapath<P> {
         self.notices.drain(..)
     }
 
-    /// Notices limits in time on SAs that carry no packets. Call about once a second.
+    /// Notices limits in time on SAs that carry no packets, and cleans up. Call about once a second.
     pub fn tick(&mut self, now: Instant) {
+        if let Some(relay) = &mut self.relay {
+            relay.tick(now);
+        }
         for (_, entry) in &mut self.entries {
             if let Some(bridge) = &mut entry.bridge {
                 bridge.tick(now);
@@ -189,18 +237,16 @@ impl<P: EspProvider> Datapath<P> {
     }
 
     /// Works on one ESP (or UDP-encapsulated ESP) packet in place; `packet` starts at the IP header.
-    ///
-    /// `from_access`: it came in on a port that faces terminals. Only there may a packet claim to be a
-    /// terminal's.
     pub fn process(
         &mut self,
         now: Instant,
-        from_access: bool,
+        arrival: Arrival,
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
     ) -> Disposition {
-        match self.bridge_packet(now, from_access, packet, rng) {
-            Ok(()) => Disposition::Forward,
+        match self.bridge_packet(now, arrival, packet, rng) {
+            Ok(Passage::Onward) => Disposition::Forward,
+            Ok(Passage::Taken) => Disposition::Taken,
             Err(reason) => Disposition::Drop(reason),
         }
     }
@@ -208,42 +254,62 @@ impl<P: EspProvider> Datapath<P> {
     fn bridge_packet(
         &mut self,
         now: Instant,
-        from_access: bool,
+        arrival: Arrival,
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Passage, DropReason> {
         let Located {
             source,
             destination,
             spi,
             ..
         } = locate::esp(packet.bytes())?;
-        if from_access {
+        if arrival.from_access {
             match self.to_peer.get(&(source, destination, spi)) {
-                Some(&slot) => self.through(slot, Direction::ToPeer, now, packet, rng)?,
+                Some(&slot) => {
+                    let passage = self.through(slot, Side::Terminal, now, arrival.egress, packet, rng)?;
+                    if passage == Passage::Taken {
+                        return Ok(passage);
+                    }
+                }
                 None => tell(&mut self.notices, Notice::UnknownSa { terminal: source }),
             }
         }
-        if let Some(&slot) = self.to_terminal.get(&(destination, spi)) {
-            self.through(slot, Direction::ToTerminal, now, packet, rng)?;
+        match self.to_terminal.get(&(destination, spi)) {
+            Some(&slot) => self.through(slot, Side::Network, now, arrival.egress, packet, rng),
+            None => Ok(Passage::Onward),
         }
-        Ok(())
     }
 
+    /// One SA's work on a packet that came from side `from`.
     fn through(
         &mut self,
         slot: usize,
-        direction: Direction,
+        from: Side,
         now: Instant,
+        egress: Option<Egress>,
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Passage, DropReason> {
         let entry = self.entries.get_mut(slot).ok_or(DropReason::EspUnknownSpi)?;
         let len = packet.len() as u64;
+        let mut passage = Ok(Passage::Onward);
         if let Some(bridge) = &mut entry.bridge {
-            let outcome = match direction {
-                Direction::ToPeer => bridge.to_peer(now, packet, rng),
-                Direction::ToTerminal => bridge.to_terminal(now, packet, rng),
+            passage = match (&mut self.relay, entry.pair) {
+                (Some(relay), Some(pair)) if relay.looks_at(pair) => {
+                    let place = Place {
+                        slot,
+                        pair,
+                        from,
+                        egress,
+                    };
+                    relayed(relay, bridge, place, now, packet, rng)
+                }
+                _ => match from {
+                    Side::Terminal => bridge.to_peer(now, packet, rng),
+                    Side::Network => bridge.to_terminal(now, packet, rng),
+                }
+                .map(|()| Passage::Onward),
             };
             tell_limit(
                 &mut self.notices,
@@ -251,26 +317,169 @@ impl<P: EspProvider> Datapath<P> {
                 entry.key.spi_in,
                 bridge.take_event(),
             );
-            outcome.inspect_err(|_| entry.counters.refused += 1)?;
         }
-        match direction {
-            Direction::ToPeer => {
+        let passage = passage.inspect_err(|_| entry.counters.refused += 1)?;
+        match from {
+            Side::Terminal => {
                 entry.counters.packets_to_peer += 1;
                 entry.counters.bytes_to_peer += len;
             }
-            Direction::ToTerminal => {
+            Side::Network => {
                 entry.counters.packets_to_terminal += 1;
                 entry.counters.bytes_to_terminal += len;
             }
         }
-        Ok(())
+        Ok(passage)
+    }
+
+    // -- the relay ------------------------------------------------------------------------------------
+
+    /// The relay's next packet, sealed into `packet`, which must be empty and have its rooms around it. `None`
+    /// when nothing is to be sent now; an error is one packet lost, and there may be more.
+    pub fn relay_transmit(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<Result<Departure, DropReason>> {
+        let relay = self.relay.as_mut()?;
+        // Room for the trailer stays free behind.
+        let room = packet.tailroom().checked_sub(MAX_TRAILER)?;
+        let spoken = relay.speak(now, packet.grow_back(room)?)?;
+        if packet.strip_back(room.checked_sub(spoken.len)?).is_none() {
+            return Some(Err(DropReason::NoHeadroom));
+        }
+        Some(self.seal_spoken(now, &spoken, packet, rng))
+    }
+
+    fn seal_spoken(
+        &mut self,
+        now: Instant,
+        spoken: &Spoken,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut impl Rng,
+    ) -> Result<Departure, DropReason> {
+        let Self { relay, entries, .. } = self;
+        let relay = relay.as_ref().ok_or(DropReason::RelayNoSa)?;
+        let flow = Flow::of(packet.bytes())?;
+        let fits = |slot| {
+            let bridge = entries.get(slot).and_then(|entry| entry.bridge.as_ref());
+            bridge.is_some_and(|bridge| match spoken.to {
+                Side::Terminal => bridge.terminal_sender().admits(&flow),
+                Side::Network => bridge.peer_sender().admits(&flow),
+            })
+        };
+        let slot = relay
+            .carrier(spoken.pair, spoken.to, fits)
+            .ok_or(DropReason::RelayNoSa)?;
+        let egress = relay.egress(now, spoken.pair, spoken.to);
+        let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
+        let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
+        match spoken.to {
+            Side::Terminal => bridge.seal_to_terminal(now, packet, rng)?,
+            Side::Network => bridge.seal_to_peer(now, packet, rng)?,
+        };
+        tell_limit(
+            &mut self.notices,
+            entry.subscriber,
+            entry.key.spi_in,
+            bridge.take_event(),
+        );
+        if spoken.to == Side::Network {
+            let SaKey { remote, spi_out, .. } = entry.key;
+            // The peer is a terminal of this gateway as well: the packet passes its SA, too.
+            if let Some(&slot) = self.to_terminal.get(&(remote, spi_out)) {
+                self.through(slot, Side::Network, now, egress, packet, rng)?;
+            }
+        }
+        Ok(Departure { egress })
+    }
+
+    /// When [`Datapath::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.relay.as_ref()?.poll_timeout().map(|(at, _)| at)
+    }
+
+    /// Lets due timers of the relay act; [`Datapath::relay_transmit`] has the result.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(relay) = &mut self.relay {
+            relay.handle_timeout(now);
+        }
+    }
+
+    /// Gives a subscriber relay rules of its own, or takes them away; for connections opened from now on.
+    pub fn set_rules(&mut self, subscriber: SubscriberHandle, rules: Option<Arc<Rules>>) {
+        if let Some(relay) = &mut self.relay {
+            relay.set_rules(subscriber, rules);
+        }
+    }
+
+    /// At most `limit` relayed connections.
+    pub fn flows(&self, now: Instant, limit: usize) -> Vec<FlowView> {
+        self.relay
+            .as_ref()
+            .map(|relay| relay.flows(now, limit))
+            .unwrap_or_default()
+    }
+
+    /// Numbers of the relay.
+    pub fn relay_totals(&self) -> RelayTotals {
+        self.relay.as_ref().map(Relay::totals).unwrap_or_default()
     }
 }
 
+/// Longest ESP trailer: padding, pad length, next header, ICV, bytes.
+const MAX_TRAILER: usize = 64;
+
+/// What came of one SA's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    /// Sealed for the next segment.
+    Onward,
+    /// The relay has it.
+    Taken,
+}
+
+/// Where a packet is.
 #[derive(Clone, Copy)]
-enum Direction {
-    ToPeer,
-    ToTerminal,
+struct Place {
+    slot: usize,
+    pair: usize,
+    from: Side,
+    egress: Option<Egress>,
+}
+
+/// Opens, shows TCP to the relay, and seals what the relay does not take.
+fn relayed<T: EspTransform>(
+    relay: &mut Relay,
+    bridge: &mut Bridge<T>,
+    place: Place,
+    now: Instant,
+    packet: &mut PacketBuf<'_>,
+    rng: &mut impl Rng,
+) -> Result<Passage, DropReason> {
+    let opened = match place.from {
+        Side::Terminal => bridge.open_from_terminal(now, packet)?,
+        Side::Network => bridge.open_from_peer(now, packet)?,
+    };
+    relay.note(now, place.pair, place.slot, place.from, place.egress);
+    if opened.flow.protocol == protocol::TCP {
+        let mtus = relay.mtus();
+        let room = |v4| Room {
+            terminal: bridge.terminal_sender().largest_plain(mtus.terminal, v4),
+            network: bridge.peer_sender().largest_plain(mtus.network, v4),
+        };
+        match relay.input(now, place.pair, place.from, packet.bytes(), room) {
+            Fate::Taken => return Ok(Passage::Taken),
+            Fate::Onward => {}
+            Fate::Broken => return Err(DropReason::RelayMalformed),
+        }
+    }
+    match place.from {
+        Side::Terminal => bridge.seal_to_peer(now, packet, rng)?,
+        Side::Network => bridge.seal_to_terminal(now, packet, rng)?,
+    };
+    Ok(Passage::Onward)
 }
 
 /// A notice that waits already, or finds no room, is not added: whatever caused it will cause it again.
@@ -297,284 +506,4 @@ fn tell_limit(
 }
 
 #[cfg(test)]
-mod tests {
-    use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors};
-    use towpath_base::selector::TrafficSelector;
-    use towpath_ipsec::soft::SoftEsp;
-    use towpath_ipsec::{InboundSa, OutboundSa};
-
-    use super::*;
-
-    const SPI_IN: Spi = Spi(0x1001);
-    const SPI_OUT: Spi = Spi(0x2002);
-
-    /// Not random, but never the same twice.
-    struct Counter(u8);
-
-    impl Rng for Counter {
-        fn fill(&mut self, bytes: &mut [u8]) {
-            self.0 = self.0.wrapping_add(1);
-            bytes.fill(self.0);
-        }
-    }
-
-    fn keys(suite: EspSuite, fill: u8) -> EspKeys {
-        EspKeys::split(suite, &vec![fill; suite.key_material_len()]).unwrap()
-    }
-
-    fn child(suite: EspSuite, local: IpAddr, remote: IpAddr, spi_in: Spi, spi_out: Spi) -> ChildSa {
-        ChildSa {
-            local,
-            remote,
-            suite,
-            mode: Mode::Transport,
-            esn: false,
-            encap: None,
-            spi_in,
-            spi_out,
-            keys_in: keys(suite, 1),
-            keys_out: keys(suite, 2),
-            local_ts: Selectors::one(TrafficSelector::host(local)),
-            remote_ts: Selectors::one(TrafficSelector::host(remote)),
-            lifetime: Lifetime::default(),
-        }
-    }
-
-    fn reversed(sa: &ChildSa) -> ChildSa {
-        ChildSa {
-            local: sa.remote,
-            remote: sa.local,
-            spi_in: sa.spi_out,
-            spi_out: sa.spi_in,
-            keys_in: sa.keys_out.clone(),
-            keys_out: sa.keys_in.clone(),
-            local_ts: sa.remote_ts,
-            remote_ts: sa.local_ts,
-            ..sa.clone()
-        }
-    }
-
-    fn full(subscriber: u64, peer: ChildSa, segment_in: u8, segment_out: u8) -> GatewaySa {
-        GatewaySa {
-            subscriber: SubscriberHandle(subscriber),
-            local: peer.local,
-            remote: peer.remote,
-            spi_in: peer.spi_in,
-            spi_out: peer.spi_out,
-            keys: GatewayKeys::Full {
-                segment_in: keys(peer.suite, segment_in),
-                segment_out: keys(peer.suite, segment_out),
-                peer,
-            },
-        }
-    }
-
-    fn addresses(v6: bool) -> [IpAddr; 2] {
-        if v6 {
-            ["2001:db8::a", "2001:db8::b"].map(|text| text.parse().unwrap())
-        } else {
-            ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap())
-        }
-    }
-
-    fn plain(source: IpAddr, destination: IpAddr) -> Vec<u8> {
-        let source = std::net::SocketAddr::new(source, 7000);
-        let destination = std::net::SocketAddr::new(destination, 7001);
-        let payload = (0..200).collect();
-        crate::datagram::build(&towpath_fabric::Datagram {
-            source,
-            destination,
-            payload,
-        })
-        .unwrap()
-    }
-
-    struct Frame {
-        buffer: [u8; 2048],
-        start: usize,
-        len: usize,
-    }
-
-    impl Frame {
-        fn of(packet: &[u8]) -> Self {
-            let mut buffer = [0; 2048];
-            buffer[256..256 + packet.len()].copy_from_slice(packet);
-            Self {
-                buffer,
-                start: 256,
-                len: packet.len(),
-            }
-        }
-
-        fn with<O>(&mut self, work: impl FnOnce(&mut PacketBuf<'_>) -> O) -> O {
-            let mut packet = PacketBuf::new(&mut self.buffer, self.start, self.len).unwrap();
-            let outcome = work(&mut packet);
-            (self.start, self.len) = (packet.start(), packet.len());
-            outcome
-        }
-
-        fn bytes(&self) -> &[u8] {
-            &self.buffer[self.start..self.start + self.len]
-        }
-    }
-
-    #[test]
-    fn class_full_opens_one_segment_and_seals_the_other_both_ways() {
-        for (suite, v6) in EspSuite::ALL
-            .iter()
-            .flat_map(|suite| [(*suite, false), (*suite, true)])
-        {
-            let [terminal, peer] = addresses(v6);
-            let negotiated = child(suite, terminal, peer, SPI_IN, SPI_OUT);
-            let segment = ChildSa {
-                keys_in: keys(suite, 3),
-                keys_out: keys(suite, 4),
-                ..negotiated.clone()
-            };
-            let (now, mut rng) = (Instant::from_secs(1), Counter(0));
-            let mut path = Datapath::new(SoftEsp, 8);
-            path.install(now, &full(1, negotiated.clone(), 3, 4)).unwrap();
-
-            let original = plain(terminal, peer);
-            let mut frame = Frame::of(&original);
-            let mut terminal_out = OutboundSa::new(&SoftEsp, now, &segment).unwrap();
-            frame
-                .with(|packet| terminal_out.seal(now, packet, &mut rng))
-                .unwrap();
-            let on_access = frame.bytes().to_vec();
-            let disposition = frame.with(|packet| path.process(now, true, packet, &mut rng));
-            assert_eq!(disposition, Disposition::Forward);
-            assert_ne!(frame.bytes(), on_access);
-            let mut peer_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &reversed(&negotiated)).unwrap();
-            frame.with(|packet| peer_in.open(now, packet)).unwrap();
-            assert_eq!(frame.bytes(), original, "{suite} v6={v6}");
-
-            let original = plain(peer, terminal);
-            let mut frame = Frame::of(&original);
-            let mut peer_out = OutboundSa::new(&SoftEsp, now, &reversed(&negotiated)).unwrap();
-            frame.with(|packet| peer_out.seal(now, packet, &mut rng)).unwrap();
-            let disposition = frame.with(|packet| path.process(now, false, packet, &mut rng));
-            assert_eq!(disposition, Disposition::Forward);
-            let mut terminal_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &segment).unwrap();
-            frame.with(|packet| terminal_in.open(now, packet)).unwrap();
-            assert_eq!(frame.bytes(), original, "{suite} v6={v6}");
-
-            let (_, _, counters) = path.counters().next().unwrap();
-            assert_eq!((counters.packets_to_peer, counters.packets_to_terminal), (1, 1));
-        }
-    }
-
-    #[test]
-    fn a_packet_between_two_terminals_passes_both_tables() {
-        let suite = EspSuite::Aes256Gcm16;
-        let [a, b] = addresses(false);
-        let negotiated = child(suite, a, b, SPI_IN, SPI_OUT);
-        let (now, mut rng) = (Instant::from_secs(1), Counter(0));
-        let mut path = Datapath::new(SoftEsp, 8);
-        path.install(now, &full(1, negotiated.clone(), 3, 4)).unwrap();
-        path.install(now, &full(2, reversed(&negotiated), 5, 6)).unwrap();
-
-        let original = plain(a, b);
-        let mut frame = Frame::of(&original);
-        let a_segment = ChildSa {
-            keys_out: keys(suite, 4),
-            ..negotiated.clone()
-        };
-        let mut a_out = OutboundSa::new(&SoftEsp, now, &a_segment).unwrap();
-        frame.with(|packet| a_out.seal(now, packet, &mut rng)).unwrap();
-        assert_eq!(
-            frame.with(|packet| path.process(now, true, packet, &mut rng)),
-            Disposition::Forward
-        );
-        let b_segment = ChildSa {
-            keys_in: keys(suite, 5),
-            ..reversed(&negotiated)
-        };
-        let mut b_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &b_segment).unwrap();
-        frame.with(|packet| b_in.open(now, packet)).unwrap();
-        assert_eq!(frame.bytes(), original);
-    }
-
-    #[test]
-    fn class_none_and_unknown_sas_pass_untouched() {
-        let suite = EspSuite::Aes128Gcm16;
-        let [terminal, peer] = addresses(true);
-        let negotiated = child(suite, terminal, peer, SPI_IN, SPI_OUT);
-        let (now, mut rng) = (Instant::from_secs(1), Counter(0));
-        let mut sealed = Frame::of(&plain(terminal, peer));
-        let mut out = OutboundSa::new(&SoftEsp, now, &negotiated).unwrap();
-        sealed.with(|packet| out.seal(now, packet, &mut rng)).unwrap();
-        let before = sealed.bytes().to_vec();
-
-        let mut path = Datapath::new(SoftEsp, 8);
-        for known in [false, true] {
-            if known {
-                let sa = GatewaySa {
-                    keys: GatewayKeys::None,
-                    ..full(1, negotiated.clone(), 3, 4)
-                };
-                path.install(now, &sa).unwrap();
-            }
-            assert_eq!(
-                sealed.with(|packet| path.process(now, true, packet, &mut rng)),
-                Disposition::Forward
-            );
-            assert_eq!(sealed.bytes(), before);
-        }
-        assert_eq!(path.counters().next().unwrap().2.packets_to_peer, 1);
-    }
-
-    #[test]
-    fn a_forged_packet_is_dropped_and_counted_and_a_core_port_cannot_speak_for_a_terminal() {
-        let suite = EspSuite::Aes128Gcm16;
-        let [terminal, peer] = addresses(false);
-        let negotiated = child(suite, terminal, peer, SPI_IN, SPI_OUT);
-        let (now, mut rng) = (Instant::from_secs(1), Counter(0));
-        let mut path = Datapath::new(SoftEsp, 8);
-        path.install(now, &full(1, negotiated.clone(), 3, 4)).unwrap();
-        let mut frame = Frame::of(&plain(terminal, peer));
-        // Sealed under the wrong key: the peer's instead of the segment's.
-        let mut out = OutboundSa::new(&SoftEsp, now, &negotiated).unwrap();
-        frame.with(|packet| out.seal(now, packet, &mut rng)).unwrap();
-        let before = frame.bytes().to_vec();
-        assert_eq!(
-            frame.with(|packet| path.process(now, false, packet, &mut rng)),
-            Disposition::Forward
-        );
-        assert_eq!(frame.bytes(), before);
-        assert_eq!(
-            frame.with(|packet| path.process(now, true, packet, &mut rng)),
-            Disposition::Drop(DropReason::EspAuthFailed)
-        );
-        assert_eq!(path.counters().next().unwrap().2.refused, 1);
-    }
-
-    #[test]
-    fn the_table_is_bounded_and_a_removed_sa_is_gone() {
-        let [terminal, peer] = addresses(false);
-        let now = Instant::from_secs(1);
-        let mut path = Datapath::new(SoftEsp, 2);
-        let sa = |spi| {
-            full(
-                1,
-                child(EspSuite::Aes128Gcm16, terminal, peer, Spi(spi), Spi(spi + 1)),
-                3,
-                4,
-            )
-        };
-        path.install(now, &sa(1000)).unwrap();
-        path.install(now, &sa(2000)).unwrap();
-        // The same one again replaces, another one does not fit.
-        path.install(now, &sa(2000)).unwrap();
-        assert_eq!(path.install(now, &sa(3000)), Err(InstallError::Full));
-        let key = SaKey {
-            local: terminal,
-            remote: peer,
-            spi_in: Spi(1000),
-            spi_out: Spi(1001),
-        };
-        assert!(path.remove(&key).is_some());
-        assert!(path.remove(&key).is_none());
-        path.install(now, &sa(3000)).unwrap();
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@
 //! | [`control`] | where each message of the control path goes |
 //! | [`datapath`] | what becomes of each ESP packet |
 //! | [`datagram`] | UDP datagrams in and out of IP packets |
+//! | [`relay`] | the TCP relay between the halves of the SAs |
 //! | [`worker`] | the thread that moves the frames |
 //! | [`limiter`] | floods cost their source, not the others |
 #![forbid(unsafe_code)]
@@ -13,6 +14,7 @@ pub mod control;
 pub mod datagram;
 pub mod datapath;
 pub mod limiter;
+pub mod relay;
 pub mod worker;
 
 pub use control::Control;

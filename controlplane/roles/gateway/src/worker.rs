@@ -6,6 +6,9 @@
 //!                                     └─► egress unknown ─► kernel (resolves the neighbour)
 //! ```
 //!
+//! After each batch the TCP relay says what it has to say; its deadlines bound the sleep, so paced segments leave
+//! on time without polling.
+//!
 //! Every SA has exactly one sending owner, hence one counter: this version runs one worker for all queues.
 //! Nothing here allocates per ESP packet, locks, or logs.
 
@@ -28,15 +31,21 @@ use towpath_common::counter::{DivertKind, FibStatus};
 use towpath_common::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6, checksum_update16};
 use towpath_fabric::GatewaySa;
 use towpath_kernel::{RawIpSender, SendError};
+use towpath_tcp::relay::rules::Rules;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::datapath::{Datapath, Disposition, Notice, SaCounters, SaKey};
+use crate::datapath::{Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey};
+use crate::relay::{Egress, FlowView, RelayTotals};
 
 /// Packets taken from one port at a time.
 const BATCH: usize = 64;
 /// Longest sleep: SAs are looked at for limits in time this often.
 const TICK: Duration = Duration::from_secs(1);
+/// Packets of the relay sent before new ones are received.
+const RELAY_BURST: usize = 256;
+/// Sleep while a transmit ring is full or no frame is free.
+const BACK_OFF: Duration = Duration::from_micros(50);
 /// Commands of the control thread that may wait.
 const COMMANDS: usize = 4096;
 
@@ -44,7 +53,9 @@ const COMMANDS: usize = 4096;
 enum Command {
     Install(Box<GatewaySa>),
     Remove(SaKey),
+    Rules(SubscriberHandle, Option<Arc<Rules>>),
     Snapshot(oneshot::Sender<Snapshot>),
+    Flows(usize, oneshot::Sender<Flows>),
     Stop,
 }
 
@@ -73,6 +84,15 @@ pub struct Snapshot {
     pub sockets: Vec<(u32, Statistics)>,
 }
 
+/// A worker's relayed connections at one moment.
+#[derive(Debug, Default)]
+pub struct Flows {
+    /// The connections, as many as were asked for.
+    pub flows: Vec<FlowView>,
+    /// Numbers of all of them.
+    pub totals: RelayTotals,
+}
+
 /// Counters of a worker; written by its thread alone, read by anyone.
 #[derive(Debug)]
 pub struct Counters {
@@ -82,6 +102,10 @@ pub struct Counters {
     pub through_kernel: AtomicU64,
     /// Packets handed to the control thread.
     pub to_control: AtomicU64,
+    /// Packets the TCP relay took.
+    pub relay_in: AtomicU64,
+    /// Packets the TCP relay made.
+    pub relay_out: AtomicU64,
     drops: [AtomicU64; DropReason::COUNT],
 }
 
@@ -91,6 +115,8 @@ impl Default for Counters {
             forwarded: AtomicU64::new(0),
             through_kernel: AtomicU64::new(0),
             to_control: AtomicU64::new(0),
+            relay_in: AtomicU64::new(0),
+            relay_out: AtomicU64::new(0),
             drops: [const { AtomicU64::new(0) }; DropReason::COUNT],
         }
     }
@@ -113,6 +139,8 @@ impl Counters {
                 &self.through_kernel,
             ),
             ("to_control", "handed to the control thread", &self.to_control),
+            ("relay_in", "TCP segments taken by the relay", &self.relay_in),
+            ("relay_out", "TCP segments made by the relay", &self.relay_out),
         ]
         .map(|(name, text, counter)| (name, text, counter.load(Ordering::Relaxed)))
         .into_iter()
@@ -216,6 +244,18 @@ impl Worker {
         self.command(Command::Remove(key));
     }
 
+    /// Gives a subscriber relay rules of its own, or takes them away.
+    pub fn set_rules(&self, subscriber: SubscriberHandle, rules: Option<Arc<Rules>>) {
+        self.command(Command::Rules(subscriber, rules));
+    }
+
+    /// Asks for at most `limit` relayed connections; nothing comes if it has stopped.
+    pub fn flows(&self, limit: usize) -> oneshot::Receiver<Flows> {
+        let (sender, receiver) = oneshot::channel();
+        self.command(Command::Flows(limit, sender));
+        receiver
+    }
+
     /// Asks for its SAs and socket statistics; nothing comes if it has stopped.
     pub fn snapshot(&self) -> oneshot::Receiver<Snapshot> {
         let (sender, receiver) = oneshot::channel();
@@ -281,6 +321,7 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
                     self.path.handle(now, &mut self.engine, frame);
                 }
             }
+            let held_up = self.path.relay((self.clock)(), &mut self.engine);
             self.engine.flush();
             if now >= next_tick {
                 self.path.datapath.tick(now);
@@ -291,7 +332,13 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
                 return;
             }
             if received == 0 {
-                let sleep = next_tick.saturating_since(now);
+                let sleep = if held_up {
+                    BACK_OFF
+                } else {
+                    let due = self.path.datapath.poll_timeout();
+                    let until = due.map_or(next_tick, |due| due.min(next_tick));
+                    until.saturating_since((self.clock)())
+                };
                 if let Err(error) = self.engine.wait(Some(self.wake.as_fd()), sleep) {
                     tracing::error!(%error, "worker cannot wait for packets");
                     return;
@@ -309,6 +356,13 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
                 Ok(Command::Install(sa)) => self.path.install(now, &sa),
                 Ok(Command::Remove(key)) => {
                     self.path.datapath.remove(&key);
+                }
+                Ok(Command::Rules(subscriber, rules)) => self.path.datapath.set_rules(subscriber, rules),
+                Ok(Command::Flows(limit, answer)) => {
+                    let flows = self.path.datapath.flows(now, limit);
+                    let totals = self.path.datapath.relay_totals();
+                    // An error says that nobody waits any more.
+                    let _ = answer.send(Flows { flows, totals });
                 }
                 Ok(Command::Snapshot(answer)) => {
                     let sas = self.path.datapath.counters().collect();
@@ -355,11 +409,17 @@ impl<P: EspProvider, R: Rng> Path<P, R> {
             DivertKind::Esp | DivertKind::NattEsp => self.protect(now, &meta, &mut frame),
             // AH is not bridged yet, and a keep-alive means something only to the ends.
             DivertKind::Ah | DivertKind::NattKeepalive => {
-                frame.edit(|packet| packet.strip_front(l3(&meta)).ok_or(DropReason::Truncated))
+                let strip = |packet: &mut PacketBuf<'_>| packet.strip_front(l3(&meta));
+                let stripped = frame.edit(strip).ok_or(DropReason::Truncated);
+                stripped.map(|()| Disposition::Forward)
             }
         };
         match outcome {
-            Ok(()) => self.forward(engine, &meta, frame),
+            Ok(Disposition::Forward) => self.forward(engine, &meta, frame),
+            Ok(Disposition::Taken) => {
+                self.counters.relay_in.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(Disposition::Drop(reason)) => self.counters.dropped(reason),
             Err(reason) => self.counters.dropped(reason),
         }
     }
@@ -381,32 +441,63 @@ impl<P: EspProvider, R: Rng> Path<P, R> {
     }
 
     /// Takes the link header off and passes the packet through the SAs.
-    fn protect(&mut self, now: Instant, meta: &DivertMeta, frame: &mut Frame) -> Result<(), DropReason> {
+    fn protect(
+        &mut self,
+        now: Instant,
+        meta: &DivertMeta,
+        frame: &mut Frame,
+    ) -> Result<Disposition, DropReason> {
         let Self { datapath, rng, .. } = self;
-        let from_access = meta.flags.get() & towpath_common::abi::META_ACCESS_PORT != 0;
+        let arrival = Arrival {
+            from_access: meta.flags.get() & towpath_common::abi::META_ACCESS_PORT != 0,
+            egress: egress(meta),
+        };
         frame.edit(|packet| {
             packet.strip_front(l3(meta)).ok_or(DropReason::Truncated)?;
-            match datapath.process(now, from_access, packet, rng) {
-                Disposition::Forward => Ok(()),
-                Disposition::Drop(reason) => Err(reason),
-            }
+            Ok(datapath.process(now, arrival, packet, rng))
         })
     }
 
-    /// `frame` starts at the IP header.
-    fn forward(&mut self, engine: &mut Engine, meta: &DivertMeta, mut frame: Frame) {
-        if let Err(reason) = decrement_ttl(frame.bytes_mut()) {
-            self.counters.dropped(reason);
-            return;
+    /// Sends what the relay has to say; true if there was no room for all of it.
+    fn relay(&mut self, now: Instant, engine: &mut Engine) -> bool {
+        self.datapath.handle_timeout(now);
+        for _ in 0..RELAY_BURST {
+            // A segment the relay made cannot be put back: first the room, then the segment.
+            if !engine.has_room(1) {
+                return true;
+            }
+            let Some(mut frame) = engine.allocate() else {
+                return true;
+            };
+            let Self { datapath, rng, .. } = self;
+            match frame.edit(|packet| datapath.relay_transmit(now, packet, rng)) {
+                None => return false,
+                Some(Ok(Departure { egress })) => {
+                    self.counters.relay_out.fetch_add(1, Ordering::Relaxed);
+                    self.send(engine, egress, frame);
+                }
+                Some(Err(reason)) => self.counters.dropped(reason),
+            }
         }
-        let egress = (meta.fib_status() == FibStatus::Resolved)
-            .then(|| engine.port_on(meta.egress_ifindex.get()))
-            .flatten();
-        let Some(port) = egress else {
+        true
+    }
+
+    /// `frame` starts at the IP header, and came from elsewhere.
+    fn forward(&mut self, engine: &mut Engine, meta: &DivertMeta, mut frame: Frame) {
+        match decrement_ttl(frame.bytes_mut()) {
+            Ok(()) => self.send(engine, egress(meta), frame),
+            Err(reason) => self.counters.dropped(reason),
+        }
+    }
+
+    /// `frame` starts at the IP header.
+    fn send(&mut self, engine: &mut Engine, egress: Option<Egress>, mut frame: Frame) {
+        let known = egress.and_then(|egress| Some((egress, engine.port_on(egress.ifindex)?)));
+        let Some((egress, port)) = known else {
             self.through_kernel(frame.bytes());
             return;
         };
-        if frame.edit(|packet| add_ethernet(meta, packet)).is_none() {
+        if frame.edit(|packet| add_ethernet(&egress, packet)).is_none() {
             self.counters.dropped(DropReason::NoHeadroom);
             return;
         }
@@ -456,6 +547,15 @@ fn l3(meta: &DivertMeta) -> usize {
     usize::from(meta.l3_offset.get())
 }
 
+/// Where routing sends a packet, if that is known.
+fn egress(meta: &DivertMeta) -> Option<Egress> {
+    (meta.fib_status() == FibStatus::Resolved).then(|| Egress {
+        ifindex: meta.egress_ifindex.get(),
+        dmac: meta.dmac,
+        smac: meta.smac,
+    })
+}
+
 /// One hop further (RFC 1812 §5.3.1, RFC 8200 §3). A packet that ends here is dropped: the kernel, which
 /// would answer with ICMP, was not asked because the packet was ours to open.
 fn decrement_ttl(packet: &mut [u8]) -> Result<(), DropReason> {
@@ -485,14 +585,14 @@ fn decrement_ttl(packet: &mut [u8]) -> Result<(), DropReason> {
     }
 }
 
-fn add_ethernet(meta: &DivertMeta, packet: &mut PacketBuf<'_>) -> Option<()> {
+fn add_ethernet(egress: &Egress, packet: &mut PacketBuf<'_>) -> Option<()> {
     let ethertype = match packet.bytes().first()? >> 4 {
         4 => ETHERTYPE_IPV4,
         _ => ETHERTYPE_IPV6,
     };
     let header = Ethernet {
-        destination: meta.dmac,
-        source: meta.smac,
+        destination: egress.dmac,
+        source: egress.smac,
         ethertype: U16::new(ethertype),
     };
     packet

@@ -36,6 +36,11 @@ limits! {
     gateway.max_sas: 1..=1_000_000;
     gateway.requests_per_second: 1..=100_000;
     gateway.requests_burst: 1..=100_000;
+    relay.max_flows: 0..=10_000_000;
+    relay.max_flows_per_pair: 0..=10_000_000;
+    relay.max_half_open: 1..=1_000_000;
+    relay.memory_mib: 1..=1_048_576;
+    relay.idle_timeout_seconds: 10..=604_800;
     keyserver.max_ike_sas: 1..=10_000_000;
     keyserver.max_half_open: 1..=10_000_000;
     keyserver.cookie_threshold: 0..=10_000_000;
@@ -61,6 +66,7 @@ pub(crate) fn check(config: &Config, document: &Document) -> Result<(), ConfigEr
     }
     roles(config, document)?;
     gateway(config, document)?;
+    super::relay::check(&config.relay, document)?;
     keyserver(config, document)?;
     if let Err(error) = logging::check_filter(&config.log.filter) {
         return Err(document.invalid(
@@ -229,6 +235,14 @@ mod tests {
             (
                 port("[keyserver]\nmax_ike_sas = 5\nmax_half_open = 6"),
                 "t:3:17: key `keyserver.max_half_open`: is 6, expected at most keyserver.max_ike_sas (5)",
+            ),
+            (
+                port("[[relay.rule]]\npeer_port = \"9-8\"\naction = \"split\""),
+                "t:2:13: key `relay.rule[0].peer_port`: `9-8`: expected a port or a range",
+            ),
+            (
+                port("[[relay.rule]]\nclass = \"inspect\"\naction = \"split\""),
+                "t:3:10: key `relay.rule[0].action`: is `split`, expected `snoop` or `pass`",
             ),
             (
                 port("[keyserver]\nike_proposals = [\"rot13\"]"),

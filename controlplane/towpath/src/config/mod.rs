@@ -5,6 +5,7 @@
 
 mod check;
 mod document;
+pub(crate) mod relay;
 
 pub(crate) use check::check;
 pub(crate) use document::{ConfigError, Document};
@@ -29,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) roles: Vec<Role>,
     /// The packet path.
     pub(crate) gateway: Gateway,
+    /// TCP inside SAs.
+    pub(crate) relay: relay::Relay,
     /// IKE in the terminals' names.
     pub(crate) keyserver: Keyserver,
     /// Registration of terminals.
@@ -48,6 +51,7 @@ impl Default for Config {
         Self {
             roles: vec![Role::Gateway, Role::Keyserver, Role::Registry],
             gateway: Gateway::default(),
+            relay: relay::Relay::default(),
             keyserver: Keyserver::default(),
             registry: Registry::default(),
             store: Store::default(),
@@ -335,6 +339,8 @@ mod tests {
         let mut config = example();
         assert_eq!(config.gateway.port.len(), 2);
         config.gateway.port.clear();
+        assert_eq!(config.relay.rule.len(), 1);
+        config.relay.rule.clear();
         assert_eq!(config, Config::default());
     }
 

@@ -5,11 +5,13 @@
 //! | this one | start-up and the event loop |
 //! | [`daemon`] | the roles, and the messages between them |
 //! | [`answers`] | what the admin socket is told |
+//! | [`relay`] | the TCP relay's parameters |
 //! | [`keylog`] | the debugging aid that writes keys to a file |
 
 mod answers;
 mod daemon;
 mod keylog;
+mod relay;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant as SystemInstant};
@@ -25,6 +27,7 @@ use towpath_crypto::SystemRng;
 use towpath_gateway::datapath::Datapath;
 use towpath_gateway::worker::{Parts, Worker};
 use towpath_kernel::RawIpSender;
+use towpath_tcp::IsnSecret;
 use towpath_telemetry::admin::{AdminServer, EventBus};
 use towpath_telemetry::logging;
 
@@ -189,7 +192,10 @@ fn start_worker(
     let max_sas = usize::try_from(config.gateway.max_sas)?;
     let parts = Parts {
         sockets,
-        datapath: Datapath::new(towpath_crypto::AwsLcEsp, max_sas),
+        datapath: Datapath::new(towpath_crypto::AwsLcEsp, max_sas).with_relay(
+            relay::config(&config.relay, dataplane),
+            IsnSecret::generate(&mut SystemRng),
+        ),
         rng: SystemRng,
         kernel: RawIpSender::new(None).context("raw sockets")?,
         control,

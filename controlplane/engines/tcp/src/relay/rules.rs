@@ -3,7 +3,11 @@
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
+use towpath_base::selector::Prefix;
+
+use super::split::Handshake;
 use super::{FlowKey, Side};
+use crate::config::Algorithm;
 
 /// What is done with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +34,43 @@ pub enum Class {
 /// A rule; every condition that is set must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
+    /// How far the gateway may go.
+    pub class: Option<Class>,
     /// Who opened the connection.
     pub opener: Option<Side>,
+    /// The peer's address.
+    pub network: Option<Prefix>,
     /// The peer's port.
     pub network_port: Option<RangeInclusive<u16>>,
     /// The terminal's port.
     pub terminal_port: Option<RangeInclusive<u16>>,
     /// What to do.
+    pub action: Action,
+}
+
+/// What a rule chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    /// What is done with the connection.
     pub treatment: Treatment,
+    /// Congestion control towards the terminal, for split connections; absent is the relay's.
+    pub terminal: Option<Algorithm>,
+    /// Congestion control towards the network, for split connections; absent is the relay's.
+    pub network: Option<Algorithm>,
+    /// How split connections are opened; absent is the relay's.
+    pub handshake: Option<Handshake>,
+}
+
+impl Action {
+    /// A treatment, everything else as the relay's configuration says.
+    pub const fn of(treatment: Treatment) -> Self {
+        Self {
+            treatment,
+            terminal: None,
+            network: None,
+            handshake: None,
+        }
+    }
 }
 
 /// The rules of a profile.
@@ -46,37 +79,46 @@ pub struct Rules {
     /// In order.
     pub rules: Vec<Rule>,
     /// Where none matches.
-    pub default: Treatment,
+    pub default: Action,
 }
 
 impl Default for Rules {
     fn default() -> Self {
         Self {
             rules: Vec::new(),
-            default: Treatment::Split,
+            default: Action::of(Treatment::Split),
         }
     }
 }
 
 impl Rules {
     /// What to do with a connection on an SA of `class`: never more than the class permits.
-    pub fn decide(&self, key: &FlowKey, opener: Side, class: Class) -> Treatment {
+    pub fn decide(&self, key: &FlowKey, opener: Side, class: Class) -> Action {
         let holds =
             |range: &Option<RangeInclusive<u16>>, port| range.as_ref().is_none_or(|r| r.contains(&port));
         let wanted = self
             .rules
             .iter()
             .find(|rule| {
-                rule.opener.is_none_or(|side| side == opener)
+                rule.class.is_none_or(|only| only == class)
+                    && rule.opener.is_none_or(|side| side == opener)
+                    && rule.network.is_none_or(|prefix| prefix.contains(key.network.0))
                     && holds(&rule.network_port, key.network.1)
                     && holds(&rule.terminal_port, key.terminal.1)
             })
-            .map_or(self.default, |rule| rule.treatment);
-        match (wanted, class) {
+            .map_or(self.default, |rule| rule.action);
+        let treatment = match (wanted.treatment, class) {
             (_, Class::None) => Treatment::Pass,
             (Treatment::Split, Class::Inspect) => Treatment::Snoop,
             (wanted, _) => wanted,
-        }
+        };
+        Action { treatment, ..wanted }
+    }
+
+    /// Whether any connection could ever be treated on an SA of `class`.
+    pub fn may_treat(&self, class: Class) -> bool {
+        let treats = |action: &Action| action.treatment != Treatment::Pass;
+        class != Class::None && (treats(&self.default) || self.rules.iter().any(|rule| treats(&rule.action)))
     }
 }
 
@@ -90,19 +132,41 @@ mod tests {
             terminal: ([10, 0, 0, 1].into(), 4000),
             network: ([1, 1, 1, 1].into(), 22),
         };
+        let any = Rule {
+            class: None,
+            opener: None,
+            network: None,
+            network_port: None,
+            terminal_port: None,
+            action: Action::of(Treatment::Pass),
+        };
         let mut rules = Rules::default();
         rules.rules.push(Rule {
             opener: Some(Side::Terminal),
             network_port: Some(22..=22),
-            terminal_port: None,
-            treatment: Treatment::Pass,
+            ..any.clone()
         });
-        assert_eq!(rules.decide(&key, Side::Terminal, Class::Full), Treatment::Pass);
-        assert_eq!(rules.decide(&key, Side::Network, Class::Full), Treatment::Split);
-        assert_eq!(
-            rules.decide(&key, Side::Network, Class::Inspect),
-            Treatment::Snoop
-        );
-        assert_eq!(rules.decide(&key, Side::Network, Class::None), Treatment::Pass);
+        let decide = |rules: &Rules, opener, class| rules.decide(&key, opener, class).treatment;
+        assert_eq!(decide(&rules, Side::Terminal, Class::Full), Treatment::Pass);
+        assert_eq!(decide(&rules, Side::Network, Class::Full), Treatment::Split);
+        assert_eq!(decide(&rules, Side::Network, Class::Inspect), Treatment::Snoop);
+        assert_eq!(decide(&rules, Side::Network, Class::None), Treatment::Pass);
+        rules.rules = alloc::vec![
+            Rule {
+                network: "2.0.0.0/8".parse().ok(),
+                ..any.clone()
+            },
+            Rule {
+                class: Some(Class::Full),
+                network: "1.0.0.0/8".parse().ok(),
+                action: Action::of(Treatment::Snoop),
+                ..any
+            },
+        ];
+        assert_eq!(decide(&rules, Side::Network, Class::Full), Treatment::Snoop);
+        assert!(rules.may_treat(Class::Full) && !rules.may_treat(Class::None));
+        rules.rules.clear();
+        rules.default = Action::of(Treatment::Pass);
+        assert!(!rules.may_treat(Class::Full));
     }
 }

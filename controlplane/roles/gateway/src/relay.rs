@@ -1,0 +1,466 @@
+//! The TCP relay between the halves of the bridges: which connections it takes, which SA carries what it says.
+//!
+//! ```text
+//!   terminal ══ segment keys ══► open ─► TCP? ─► relay ─► seal ══ peer's keys ══► peer
+//!                                   └─ anything else ────► seal
+//! ```
+//!
+//! A connection belongs to a *pair*, the outer addresses of terminal and peer, not to one SA: when the SA is
+//! rekeyed the connection goes on, on the newest SA of the pair that its receiver is known to have. The relay's
+//! packets and those that pass are numbered by the same sender, so no sequence number is used twice.
+//!
+//! Between two terminals of this gateway both pairs see a connection. The pair whose terminal has the smaller
+//! address relays it, the other one passes, and both sides are radio (T20).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+use towpath_base::{Instant, SubscriberHandle};
+use towpath_tcp::relay::rules::{Class, Rules, Treatment};
+use towpath_tcp::relay::split::{Opening, OpeningSide, SideView, SplitConfig, SplitRelay, SplitStats};
+use towpath_tcp::relay::{FlowKey, Side, Verdict};
+use towpath_tcp::{Algorithm, IsnSecret, Timer};
+
+/// Connections outlive the last SA of their pair by this long: the next SA may be under way.
+const ORPHAN: Duration = Duration::from_secs(60);
+/// A next hop not confirmed by a packet for this long is asked of the kernel again.
+const EGRESS_FRESH: Duration = Duration::from_secs(10);
+/// A connection silent this long is parked.
+const PARK_AFTER: Duration = Duration::from_secs(10);
+
+/// Where a packet leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Egress {
+    /// Interface.
+    pub ifindex: u32,
+    /// MAC address of the next hop.
+    pub dmac: [u8; 6],
+    /// MAC address of the interface.
+    pub smac: [u8; 6],
+}
+
+/// Parameters of the relay.
+#[derive(Debug, Clone)]
+pub struct RelayConfig {
+    /// Largest IP packet that fits the access side, bytes, ESP included.
+    pub terminal_mtu: u16,
+    /// Largest IP packet that fits the core side, bytes, ESP included.
+    pub network_mtu: u16,
+    /// The split relay.
+    pub split: SplitConfig,
+    /// Rules of subscribers that have none of their own.
+    pub rules: Arc<Rules>,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            terminal_mtu: 1500,
+            network_mtu: 1500,
+            split: split_config(),
+            rules: Arc::new(Rules::default()),
+        }
+    }
+}
+
+/// The engine's defaults with `radio` towards the terminal.
+fn split_config() -> SplitConfig {
+    let mut config = SplitConfig::default();
+    config.terminal.connection.algorithm = Algorithm::Radio;
+    config
+}
+
+/// Largest inner packets towards either end, bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) terminal: u16,
+    pub(crate) network: u16,
+}
+
+/// An SA of a pair.
+#[derive(Debug, Clone, Copy)]
+struct Carrier {
+    /// Its place in the datapath's table.
+    slot: usize,
+    /// It is of class `full`.
+    full: bool,
+    /// A valid packet came from the terminal: it has the keys.
+    terminal_has_it: bool,
+    /// A valid packet came from either end: so has the peer, which negotiated it before the terminal got it.
+    peer_has_it: bool,
+}
+
+/// Everything between one terminal and one peer.
+#[derive(Debug)]
+struct Pair {
+    subscriber: SubscriberHandle,
+    local: IpAddr,
+    remote: IpAddr,
+    /// Oldest first.
+    carriers: Vec<Carrier>,
+    to_terminal: Option<(Instant, Egress)>,
+    to_network: Option<(Instant, Egress)>,
+    /// When the last SA went.
+    empty_since: Option<Instant>,
+    /// Some connection could be treated: TCP is looked at. Never taken back while the pair lives.
+    looked_at: bool,
+}
+
+impl Pair {
+    fn is_relayed(&self) -> bool {
+        self.carriers.last().is_some_and(|carrier| carrier.full)
+    }
+
+    const fn egress_mut(&mut self, to: Side) -> &mut Option<(Instant, Egress)> {
+        match to {
+            Side::Terminal => &mut self.to_terminal,
+            Side::Network => &mut self.to_network,
+        }
+    }
+}
+
+/// What happens to an opened packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The relay has it.
+    Taken,
+    /// Seal it again.
+    Onward,
+    /// Drop it.
+    Broken,
+}
+
+/// A packet of the relay, not sealed yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spoken {
+    pub(crate) to: Side,
+    /// Its pair.
+    pub(crate) pair: usize,
+    /// Its length in the buffer, bytes.
+    pub(crate) len: usize,
+}
+
+/// One connection, for people to look at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowView {
+    /// Addresses and ports.
+    pub key: FlowKey,
+    /// Whose.
+    pub subscriber: SubscriberHandle,
+    /// Outer address of the peer: its own, or its security gateway's.
+    pub peer: IpAddr,
+    /// Who opened it.
+    pub opener: Side,
+    /// Since when.
+    pub age: Duration,
+    /// Bytes of memory it takes, buffers not counted.
+    pub memory: usize,
+    /// Towards the terminal; absent while that side does not exist yet.
+    pub terminal: Option<SideView>,
+    /// Towards the network.
+    pub network: Option<SideView>,
+}
+
+/// Numbers of the relay as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RelayTotals {
+    /// Connections at present.
+    pub flows: usize,
+    /// Of these, not open yet.
+    pub half_open: usize,
+    /// Bytes in all buffers.
+    pub buffered: usize,
+    /// What happened so far.
+    pub split: SplitStats,
+}
+
+/// The relay of one worker.
+pub(crate) struct Relay {
+    split: SplitRelay,
+    pairs: Slab<Pair>,
+    by_address: HashMap<(IpAddr, IpAddr), usize>,
+    rules: HashMap<SubscriberHandle, Arc<Rules>>,
+    config: RelayConfig,
+}
+
+impl Relay {
+    pub(crate) fn new(config: RelayConfig, secret: IsnSecret) -> Self {
+        Self {
+            split: SplitRelay::new(config.split.clone(), secret),
+            pairs: Slab::new(),
+            by_address: HashMap::new(),
+            rules: HashMap::new(),
+            config,
+        }
+    }
+
+    /// Gives a subscriber rules of its own; they hold for connections opened from now on.
+    pub(crate) fn set_rules(&mut self, subscriber: SubscriberHandle, rules: Option<Arc<Rules>>) {
+        match rules {
+            Some(rules) => self.rules.insert(subscriber, rules),
+            None => self.rules.remove(&subscriber),
+        };
+        let treats = self
+            .rules
+            .get(&subscriber)
+            .unwrap_or(&self.config.rules)
+            .may_treat(Class::Full);
+        let pairs = self.pairs.iter_mut().map(|(_, pair)| pair);
+        for pair in pairs.filter(|pair| pair.subscriber == subscriber) {
+            pair.looked_at |= treats;
+        }
+    }
+
+    /// Whether packets of `pair` have to be opened for the relay.
+    pub(crate) fn looks_at(&self, pair: usize) -> bool {
+        self.pairs.get(pair).is_some_and(|pair| pair.looked_at)
+    }
+
+    /// Outer MTUs of access and core side.
+    pub(crate) const fn mtus(&self) -> Room {
+        Room {
+            terminal: self.config.terminal_mtu,
+            network: self.config.network_mtu,
+        }
+    }
+
+    // -- SAs ------------------------------------------------------------------------------------------
+
+    /// An SA came; returns its pair.
+    pub(crate) fn add_sa(
+        &mut self,
+        subscriber: SubscriberHandle,
+        local: IpAddr,
+        remote: IpAddr,
+        slot: usize,
+        full: bool,
+    ) -> usize {
+        let pairs = &mut self.pairs;
+        let index = *self.by_address.entry((local, remote)).or_insert_with(|| {
+            pairs.insert(Pair {
+                subscriber,
+                local,
+                remote,
+                carriers: Vec::new(),
+                to_terminal: None,
+                to_network: None,
+                empty_since: None,
+                looked_at: false,
+            })
+        });
+        let treats = self
+            .rules
+            .get(&subscriber)
+            .unwrap_or(&self.config.rules)
+            .may_treat(Class::Full);
+        if let Some(pair) = pairs.get_mut(index) {
+            pair.subscriber = subscriber;
+            pair.empty_since = None;
+            pair.looked_at |= treats;
+            pair.carriers.push(Carrier {
+                slot,
+                full,
+                terminal_has_it: false,
+                peer_has_it: false,
+            });
+        }
+        index
+    }
+
+    /// An SA went. If it was the last one, [`Relay::tick`] notices.
+    pub(crate) fn remove_sa(&mut self, pair: usize, slot: usize) {
+        let Some(pair) = self.pairs.get_mut(pair) else {
+            return;
+        };
+        pair.carriers.retain(|carrier| carrier.slot != slot);
+    }
+
+    /// The SA that carries packets of `pair` to the end on side `to`; `fits` tells whether its selectors admit
+    /// the packet.
+    pub(crate) fn carrier(&self, pair: usize, to: Side, fits: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut newest = None;
+        for carrier in self.pairs.get(pair)?.carriers.iter().rev() {
+            if !carrier.full || !fits(carrier.slot) {
+                continue;
+            }
+            newest = newest.or(Some(carrier.slot));
+            let known = match to {
+                Side::Terminal => carrier.terminal_has_it,
+                Side::Network => carrier.peer_has_it,
+            };
+            if known {
+                return Some(carrier.slot);
+            }
+        }
+        newest
+    }
+
+    // -- packets --------------------------------------------------------------------------------------
+
+    /// A valid packet of the SA in `slot` came from side `from` and goes on through `egress`.
+    pub(crate) fn note(
+        &mut self,
+        now: Instant,
+        pair: usize,
+        slot: usize,
+        from: Side,
+        egress: Option<Egress>,
+    ) {
+        let Some(pair) = self.pairs.get_mut(pair) else {
+            return;
+        };
+        if let Some(egress) = egress {
+            *pair.egress_mut(from.opposite()) = Some((now, egress));
+        }
+        for carrier in pair.carriers.iter_mut().filter(|carrier| carrier.slot == slot) {
+            carrier.terminal_has_it |= from == Side::Terminal;
+            carrier.peer_has_it = true;
+        }
+    }
+
+    /// Shows the relay the plain TCP packet `packet` of `pair`, which came from side `from`.
+    pub(crate) fn input(
+        &mut self,
+        now: Instant,
+        pair_index: usize,
+        from: Side,
+        packet: &[u8],
+        room: impl FnOnce(bool) -> Room,
+    ) -> Fate {
+        let Self {
+            split,
+            pairs,
+            by_address,
+            rules,
+            config,
+        } = self;
+        let Some(pair) = pairs.get(pair_index) else {
+            return Fate::Onward;
+        };
+        let twin = by_address
+            .get(&(pair.remote, pair.local))
+            .and_then(|index| pairs.get(*index))
+            .filter(|twin| twin.is_relayed());
+        let admit = |key: &FlowKey| {
+            if twin.is_some_and(|twin| twin.local < pair.local) {
+                return None;
+            }
+            let rules = rules.get(&pair.subscriber).unwrap_or(&config.rules);
+            let action = rules.decide(key, from, Class::Full);
+            if action.treatment != Treatment::Split {
+                return None;
+            }
+            let Room { terminal, network } = room(key.terminal.0.is_ipv4());
+            let radio = action
+                .terminal
+                .unwrap_or(config.split.terminal.connection.algorithm);
+            let (network, far) = match twin {
+                // The other end is behind a radio, too.
+                Some(_) => (network.min(terminal), Some(action.network.unwrap_or(radio))),
+                None => (network, action.network),
+            };
+            Some(Opening {
+                terminal: OpeningSide {
+                    mtu: Some(terminal),
+                    algorithm: Some(radio),
+                },
+                network: OpeningSide {
+                    mtu: Some(network),
+                    algorithm: far,
+                },
+                handshake: action.handshake,
+            })
+        };
+        match split.handle_tagged(now, from, packet, pair_index as u64, admit) {
+            Verdict::Consumed => Fate::Taken,
+            Verdict::Pass | Verdict::PassChanged(_) => Fate::Onward,
+            Verdict::Drop => Fate::Broken,
+        }
+    }
+
+    /// The relay's next packet, written into `out`.
+    pub(crate) fn speak(&mut self, now: Instant, out: &mut [u8]) -> Option<Spoken> {
+        let transmit = self.split.poll_transmit(now, out)?;
+        Some(Spoken {
+            to: transmit.to,
+            pair: usize::try_from(transmit.tag).unwrap_or(usize::MAX),
+            len: transmit.len,
+        })
+    }
+
+    /// Where packets of `pair` leave towards side `to`; `None` leaves it to the kernel.
+    pub(crate) fn egress(&self, now: Instant, pair: usize, to: Side) -> Option<Egress> {
+        let pair = self.pairs.get(pair)?;
+        let (learnt, egress) = match to {
+            Side::Terminal => pair.to_terminal?,
+            Side::Network => pair.to_network?,
+        };
+        (now.saturating_since(learnt) < EGRESS_FRESH).then_some(egress)
+    }
+
+    // -- time -----------------------------------------------------------------------------------------
+
+    pub(crate) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        self.split.poll_timeout()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.split.handle_timeout(now);
+    }
+
+    /// About once a second: parks what is idle, forgets pairs whose SAs went long ago.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        self.split.trim(now, PARK_AFTER);
+        let Self {
+            split,
+            pairs,
+            by_address,
+            ..
+        } = self;
+        pairs.retain(|index, pair| {
+            if !pair.carriers.is_empty() {
+                return true;
+            }
+            let since = *pair.empty_since.get_or_insert(now);
+            if now.saturating_since(since) < ORPHAN {
+                return true;
+            }
+            split.remove_tagged(index as u64);
+            by_address.remove(&(pair.local, pair.remote));
+            false
+        });
+    }
+
+    // -- looking --------------------------------------------------------------------------------------
+
+    /// At most `limit` connections.
+    pub(crate) fn flows(&self, now: Instant, limit: usize) -> Vec<FlowView> {
+        let view = |key: &FlowKey| {
+            let (tag, opener, age) = self.split.origin(now, key)?;
+            let pair = self.pairs.get(usize::try_from(tag).ok()?)?;
+            Some(FlowView {
+                key: *key,
+                subscriber: pair.subscriber,
+                peer: pair.remote,
+                opener,
+                age,
+                memory: self.split.memory(key).unwrap_or(0),
+                terminal: self.split.view(key, Side::Terminal),
+                network: self.split.view(key, Side::Network),
+            })
+        };
+        self.split.flows().take(limit).filter_map(view).collect()
+    }
+
+    pub(crate) fn totals(&self) -> RelayTotals {
+        RelayTotals {
+            flows: self.split.len(),
+            half_open: self.split.half_open(),
+            buffered: self.split.buffered(),
+            split: *self.split.stats(),
+        }
+    }
+}
