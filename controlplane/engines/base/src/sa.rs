@@ -135,10 +135,13 @@ impl EspKeys {
             return None;
         }
         let (cipher, integrity) = material.split_at_checked(suite.cipher_key_len() + suite.salt_len())?;
-        Some(Self {
-            cipher: Key::from_slice(cipher)?,
-            integrity: Key::from_slice(integrity)?,
-        })
+        let mut keys = Self {
+            cipher: Key::EMPTY,
+            integrity: Key::EMPTY,
+        };
+        keys.cipher.set(cipher)?;
+        keys.integrity.set(integrity)?;
+        Some(keys)
     }
 
     /// The keys apart; `None` if a length does not fit `suite`.
@@ -226,6 +229,13 @@ impl Selectors {
         Self { items }
     }
 
+    /// Adds a selector; `None` if there is no room.
+    #[must_use]
+    pub fn push(&mut self, selector: TrafficSelector) -> Option<()> {
+        *self.items.iter_mut().find(|slot| slot.is_none())? = Some(selector);
+        Some(())
+    }
+
     /// One selector.
     pub fn one(selector: TrafficSelector) -> Self {
         Self::from_iter([selector])
@@ -283,6 +293,40 @@ pub struct ChildSa {
     pub keys_in: EspKeys,
     /// Keys of packets the local end sends.
     pub keys_out: EspKeys,
+    /// What the local side of the traffic is.
+    pub local_ts: Selectors,
+    /// What the remote side of the traffic is.
+    pub remote_ts: Selectors,
+    /// Limits.
+    pub lifetime: Lifetime,
+}
+
+/// A pair of AH SAs (RFC 4302), described from its **local** end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct AhSa {
+    /// Local outer address.
+    pub local: IpAddr,
+    /// Remote outer address.
+    pub remote: IpAddr,
+    /// Algorithm.
+    pub integrity: EspIntegrity,
+    /// Transport or tunnel.
+    pub mode: Mode,
+    /// 64-bit sequence numbers.
+    pub esn: bool,
+    /// Over IPv4, too, make AH a multiple of 8 bytes: what a Linux kernel expects of an SA without its flag `align4`.
+    pub align8: bool,
+    /// Outer half of a bundle with ESP: only ESP is carried, and its SA looks at the selectors.
+    pub bundled: bool,
+    /// SPI of packets the local end receives.
+    pub spi_in: Spi,
+    /// SPI of packets the local end sends.
+    pub spi_out: Spi,
+    /// Key of packets the local end receives, [`EspIntegrity::key_len`] bytes.
+    pub key_in: Key,
+    /// Key of packets the local end sends.
+    pub key_out: Key,
     /// What the local side of the traffic is.
     pub local_ts: Selectors,
     /// What the remote side of the traffic is.

@@ -1,5 +1,7 @@
 //! The receiving half of an SA: ESP packet → plain IP packet, in place.
 
+use core::net::IpAddr;
+
 use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey};
 use towpath_base::packet::PacketBuf;
 use towpath_base::replay::ReplayWindow;
@@ -253,11 +255,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     fn flow(&self, at: &Located, next_header: u8, payload: &[u8]) -> Result<(Flow, usize), DropReason> {
         match (self.mode, next_header) {
             (Mode::Transport, _) => {
-                let flow = if at.source.is_ipv6() {
-                    behind_extensions(at, next_header, payload)?
-                } else {
-                    Flow::new(at.source, at.destination, next_header, payload)
-                };
+                let flow = behind_extensions(at.source, at.destination, next_header, payload)?;
                 Ok((flow, payload.len()))
             }
             (Mode::Tunnel, protocol::IPIP | protocol::IPV6) => {
@@ -306,35 +304,39 @@ fn trailer(body: &[u8]) -> Option<(usize, u8)> {
         .then_some((payload_len, *next_header))
 }
 
-/// The flow of a transport-mode IPv6 packet whose payload may begin with extension headers of its own.
-fn behind_extensions(at: &Located, next_header: u8, payload: &[u8]) -> Result<Flow, DropReason> {
-    if !matches!(
-        next_header,
-        protocol::DESTINATION_OPTIONS | protocol::ROUTING | protocol::HOP_BY_HOP
-    ) {
-        return Ok(Flow::new(at.source, at.destination, next_header, payload));
-    }
-    let (mut next, mut offset) = (next_header, 0usize);
-    for _ in 0..towpath_common::headers::MAX_EXTENSION_HEADERS {
-        let header = payload
-            .get(offset..)
-            .and_then(|rest| rest.first_chunk::<2>())
-            .ok_or(DropReason::Truncated)?;
-        offset += 8 + usize::from(header[1]) * 8;
-        next = header[0];
-        if !matches!(
+/// The flow of a transport-mode packet; over IPv6 its payload may begin with extension headers of its own.
+pub(crate) fn behind_extensions(
+    source: IpAddr,
+    destination: IpAddr,
+    next_header: u8,
+    payload: &[u8],
+) -> Result<Flow, DropReason> {
+    const fn is_extension(next: u8) -> bool {
+        matches!(
             next,
             protocol::DESTINATION_OPTIONS | protocol::ROUTING | protocol::HOP_BY_HOP
-        ) {
-            let body = payload.get(offset..).ok_or(DropReason::Truncated)?;
-            return Ok(Flow::new(at.source, at.destination, next, body));
+        )
+    }
+    let (mut next, mut body) = (next_header, payload);
+    if source.is_ipv6() {
+        for _ in 0..towpath_common::headers::MAX_EXTENSION_HEADERS {
+            if !is_extension(next) {
+                break;
+            }
+            let header = body.first_chunk::<2>().ok_or(DropReason::Truncated)?;
+            next = header[0];
+            body = body
+                .get(8 + usize::from(header[1]) * 8..)
+                .ok_or(DropReason::Truncated)?;
+        }
+        if is_extension(next) {
+            return Err(DropReason::TooManyExtensions);
         }
     }
-    let _ = next;
-    Err(DropReason::TooManyExtensions)
+    Ok(Flow::new(source, destination, next, body))
 }
 
-fn tos(packet: &[u8]) -> u8 {
+pub(crate) fn tos(packet: &[u8]) -> u8 {
     match packet {
         [first, second, ..] if first >> 4 == 4 => *second,
         [first, second, ..] if packet.len() >= IPV6_LEN => (first << 4) | (second >> 4),

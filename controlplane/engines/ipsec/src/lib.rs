@@ -9,6 +9,7 @@
 //! | [`locate`] | where ESP is in an IP packet, and whose flow a packet is |
 //! | [`outbound`] | plain IP packet → ESP packet |
 //! | [`inbound`] | ESP packet → plain IP packet |
+//! | [`ah`] | AH (RFC 4302), both halves, and its bridge |
 //! | [`bridge`] | one segment's ESP packet → the other segment's, without moving a byte |
 //! | [`shared`] | an SA whose keys the gateway shares with both ends |
 //! | [`inspect`] | looking inside with the cipher key alone |
@@ -22,6 +23,7 @@
 #[cfg(feature = "tables")]
 extern crate alloc;
 
+pub mod ah;
 pub mod bridge;
 mod checksum;
 pub mod highwater;
@@ -40,6 +42,7 @@ pub mod soft;
 #[cfg(feature = "tables")]
 pub mod spd;
 
+pub use ah::{AhBridge, AhInbound, AhOutbound};
 pub use bridge::Bridge;
 pub use checksum::ChecksumRepair;
 pub use highwater::Reserved;
