@@ -55,9 +55,22 @@ impl Key {
     /// Copies `bytes`; `None` when they are more than [`MAX_KEY_LEN`].
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         let mut key = Self::EMPTY;
-        key.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        key.len = bytes.len() as u8;
+        key.set(bytes)?;
         Some(key)
+    }
+
+    /// Takes over `bytes` where it lies: nothing secret is moved about. `None`, and no change, when they are more
+    /// than [`MAX_KEY_LEN`].
+    #[must_use]
+    pub fn set(&mut self, bytes: &[u8]) -> Option<()> {
+        let room = self.bytes.get_mut(..bytes.len())?;
+        room.copy_from_slice(bytes);
+        let used = room.len();
+        if let Some(rest) = self.bytes.get_mut(used..) {
+            rest.fill(0);
+        }
+        self.len = used as u8;
+        Some(())
     }
 
     /// The secret itself.

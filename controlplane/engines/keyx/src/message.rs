@@ -319,7 +319,8 @@ impl FromTerminal {
             MessageType::Hello => Self::Hello,
             _ => return None,
         };
-        r.end().map(|()| message)
+        r.end()?;
+        Some(message)
     }
 }
 
@@ -386,7 +387,8 @@ impl ToTerminal {
             MessageType::KeyTransfer => Self::KeyTransfer(decode_transfer(&mut r)?),
             _ => return None,
         };
-        r.end().map(|()| message)
+        r.end()?;
+        Some(message)
     }
 }
 

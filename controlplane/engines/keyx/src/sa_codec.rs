@@ -68,6 +68,7 @@ pub(crate) fn read(r: &mut Reader<'_>) -> Option<ChildSa> {
     if local.is_ipv4() != remote.is_ipv4() {
         return None;
     }
+    let material = suite.key_material_len();
     Some(ChildSa {
         local,
         remote,
@@ -80,8 +81,8 @@ pub(crate) fn read(r: &mut Reader<'_>) -> Option<ChildSa> {
         }),
         spi_in,
         spi_out,
-        keys_in: EspKeys::split(suite, r.bytes(suite.key_material_len())?)?,
-        keys_out: EspKeys::split(suite, r.bytes(suite.key_material_len())?)?,
+        keys_in: EspKeys::split(suite, r.bytes(material)?)?,
+        keys_out: EspKeys::split(suite, r.bytes(material)?)?,
         local_ts: read_selectors(r)?,
         remote_ts: read_selectors(r)?,
         lifetime,
@@ -114,11 +115,11 @@ fn read_selectors(r: &mut Reader<'_>) -> Option<Selectors> {
     if count > MAX_SELECTORS {
         return None;
     }
-    let mut items = [None; MAX_SELECTORS];
-    for item in items.iter_mut().take(count) {
-        *item = Some(read_selector(r)?);
+    let mut selectors = Selectors::EMPTY;
+    for _ in 0..count {
+        selectors.push(read_selector(r)?)?;
     }
-    Some(Selectors::from_iter(items.into_iter().flatten()))
+    Some(selectors)
 }
 
 fn read_selector(r: &mut Reader<'_>) -> Option<TrafficSelector> {

@@ -83,16 +83,14 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
                 Ok(())
             }
             MessageType::ReRegister => self.enrolment.handle_hint(now, &header),
-            MessageType::ProxyReply | MessageType::KeyTransfer => match self.enrolment.open(sealed)? {
-                (_, ToTerminal::ProxyReply(reply)) => {
-                    self.reply(now, &reply);
-                    Ok(())
+            MessageType::ProxyReply | MessageType::KeyTransfer => {
+                let (which, message) = self.enrolment.open(sealed)?;
+                match &message {
+                    ToTerminal::ProxyReply(reply) => self.reply(now, reply),
+                    ToTerminal::KeyTransfer(transfer) => self.transfer(now, which, transfer),
                 }
-                (which, ToTerminal::KeyTransfer(transfer)) => {
-                    self.transfer(now, which, &transfer);
-                    Ok(())
-                }
-            },
+                Ok(())
+            }
             _ => Err(DropReason::KeyxMalformed),
         }
     }
@@ -212,7 +210,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         ) {
             Ok(()) => {}
             Err(NotInstalled::Full) => return TransferResult::NoRoom,
-            Err(NotInstalled::Key(_)) => return TransferResult::Unusable,
+            Err(NotInstalled::Key) => return TransferResult::Unusable,
         }
         if let Some(tap) = self.tap {
             tap(&Secret::Sa(sa));

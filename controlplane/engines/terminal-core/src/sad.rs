@@ -70,7 +70,13 @@ pub(crate) struct Sad<T, const N: usize> {
 /// Why an SA was not installed.
 pub(crate) enum NotInstalled {
     Full,
-    Key(InvalidKey),
+    Key,
+}
+
+impl From<InvalidKey> for NotInstalled {
+    fn from(_: InvalidKey) -> Self {
+        Self::Key
+    }
 }
 
 impl<T: EspTransform, const N: usize> Sad<T, N> {
@@ -125,8 +131,6 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
     where
         P: EspProvider<Transform = T>,
     {
-        let outbound = OutboundSa::new(provider, now, sa).map_err(NotInstalled::Key)?;
-        let inbound = InboundSa::new(provider, now, sa).map_err(NotInstalled::Key)?;
         // A replaced pair that only lingers makes room for a new one.
         let slot = match self.pairs.iter().position(Option::is_none) {
             Some(free) => free,
@@ -137,34 +141,34 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             }
         };
         let name = SaName::of(sa);
-        let mut predecessor = None;
+        let between = sa.lifetime.hard_seconds.saturating_sub(sa.lifetime.soft_seconds);
+        let mut pair = Pair {
+            name,
+            class,
+            suite: sa.suite,
+            mode: sa.mode,
+            encap: sa.encap.is_some(),
+            outbound: OutboundSa::new(provider, now, sa)?,
+            inbound: InboundSa::new(provider, now, sa)?,
+            age: self.installed + 1,
+            retire_at: None,
+            renew_at: None,
+            grace: Duration::from_secs(u64::from(between / 2).clamp(1, 30)),
+            standby: None,
+        };
         for old in self.pairs.iter_mut().flatten() {
             if replaces == Some(old.name.spi_in) && old.name.remote == name.remote && !old.is_replaced() {
                 old.renew_at = None;
                 if standby {
-                    predecessor = Some((old.name.spi_in, now + STANDBY));
+                    pair.standby = Some((old.name.spi_in, now + STANDBY));
                 } else {
                     old.retire(now, linger);
                 }
             }
         }
         self.installed += 1;
-        let between = sa.lifetime.hard_seconds.saturating_sub(sa.lifetime.soft_seconds);
         if let Some(slot) = self.pairs.get_mut(slot) {
-            *slot = Some(Pair {
-                name,
-                class,
-                suite: sa.suite,
-                mode: sa.mode,
-                encap: sa.encap.is_some(),
-                outbound,
-                inbound,
-                age: self.installed,
-                retire_at: None,
-                renew_at: None,
-                grace: Duration::from_secs(u64::from(between / 2).clamp(1, 30)),
-                standby: predecessor,
-            });
+            *slot = Some(pair);
         }
         Ok(())
     }
