@@ -11,6 +11,7 @@
 //! | [`key`] | key material that zeroizes and never prints |
 //! | [`sa`] | security associations as negotiated, and their parts |
 //! | [`selector`] | prefixes and traffic selectors |
+//! | [`manual`] | SAs whose keys people bring |
 //! | [`policy`] | entries of the security policy database |
 //! | [`replay`] | the anti-replay window |
 //! | [`packet`] | one packet in a buffer with room on both sides |
@@ -30,6 +31,8 @@ pub mod crypto;
 pub mod dn;
 pub mod ids;
 pub mod key;
+#[cfg(feature = "alloc")]
+pub mod manual;
 pub mod packet;
 #[cfg(feature = "alloc")]
 pub mod policy;

@@ -16,9 +16,9 @@ use core::net::{IpAddr, SocketAddr};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use towpath_base::key::SecretKey;
+use towpath_base::key::{Key, SecretKey};
 use towpath_base::profile::{PeerPolicy, Psk, Subscriber};
-use towpath_base::sa::{ChildSa, Class, EspKeys};
+use towpath_base::sa::{ChildSa, Class, EspKeys, EspSuite, Mode};
 use towpath_base::{Spi, SubscriberHandle};
 use towpath_common::DropReason;
 
@@ -133,7 +133,8 @@ impl GatewaySa {
     pub const fn class(&self) -> Class {
         match self.keys {
             GatewayKeys::None => Class::None,
-            GatewayKeys::Full { .. } => Class::Full,
+            GatewayKeys::Full { .. } | GatewayKeys::Shared { .. } => Class::Full,
+            GatewayKeys::Inspect(_) => Class::Inspect,
         }
     }
 }
@@ -153,6 +154,38 @@ pub enum GatewayKeys {
         /// Keys of packets the terminal sends to the gateway.
         segment_out: EspKeys,
     },
+    /// Class `inspect`: cipher keys alone. No packet can be made of them.
+    Inspect(InspectKeys),
+    /// Class `full` under the end-to-end keys: used only while no nonce can meet its twin.
+    Shared {
+        /// The SA between terminal and peer, seen from the terminal.
+        sa: ChildSa,
+    },
+}
+
+/// What class `inspect` is given: an integrity key has no place here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectKeys {
+    /// Algorithms; never an AEAD.
+    pub suite: EspSuite,
+    /// Transport or tunnel.
+    pub mode: Mode,
+    /// Cipher key (with salt) of packets the terminal receives.
+    pub cipher_in: Key,
+    /// Cipher key (with salt) of packets the terminal sends.
+    pub cipher_out: Key,
+}
+
+impl InspectKeys {
+    /// The cipher keys of `sa`; `None` for an AEAD, whose one key would let the gateway forge.
+    pub fn of(sa: &ChildSa) -> Option<Self> {
+        (!sa.suite.is_aead()).then(|| Self {
+            suite: sa.suite,
+            mode: sa.mode,
+            cipher_in: sa.keys_in.cipher.clone(),
+            cipher_out: sa.keys_out.cipher.clone(),
+        })
+    }
 }
 
 /// Gateway or keyserver → registry.
@@ -306,7 +339,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Undecodable> {
 
 #[cfg(test)]
 mod tests {
-    use towpath_base::sa::{EspSuite, Lifetime, Mode, Selectors};
+    use towpath_base::sa::{Lifetime, Selectors};
     use towpath_base::selector::TrafficSelector;
 
     use super::*;
@@ -346,6 +379,28 @@ mod tests {
     fn a_message_survives_the_channel() {
         let message = install();
         assert_eq!(decode::<FromKeyserver>(&encode(&message)), Ok(message));
+    }
+
+    #[test]
+    fn class_inspect_is_given_no_integrity_key_and_an_aead_nothing_at_all() {
+        let FromKeyserver::Install(sa) = install() else {
+            panic!()
+        };
+        let GatewayKeys::Full { mut peer, .. } = sa.keys else {
+            panic!()
+        };
+        assert_eq!(InspectKeys::of(&peer), None);
+        peer.suite = EspSuite::Aes128CbcSha256;
+        peer.keys_in = EspKeys::split(peer.suite, &[1; 48]).unwrap();
+        peer.keys_out = EspKeys::split(peer.suite, &[2; 48]).unwrap();
+        let keys = InspectKeys::of(&peer).unwrap();
+        assert_eq!((keys.cipher_in.len(), keys.cipher_out.len()), (16, 16));
+        let bytes = encode(&GatewayKeys::Inspect(keys));
+        assert!(
+            !bytes
+                .windows(17)
+                .any(|window| window == [1; 17] || window == [2; 17])
+        );
     }
 
     #[test]

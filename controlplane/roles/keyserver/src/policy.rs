@@ -3,6 +3,7 @@
 use core::fmt;
 
 use towpath_base::profile::{PeerPolicy, Psk};
+use towpath_base::sa::{Class, EspSuite};
 use towpath_ike::{IkeProposal, Policy};
 
 /// A record the engine cannot use.
@@ -20,6 +21,14 @@ impl fmt::Display for PolicyError {
             Self::Proposal(text) => write!(f, "IKE proposal {text:?} is not known"),
             Self::Empty => f.write_str("policy without IKE proposal or ESP suite"),
         }
+    }
+}
+
+/// The class an SA of this suite can have: `inspect` needs a cipher key that is not the integrity key.
+pub(crate) const fn possible_class(asked: Class, suite: EspSuite) -> Class {
+    match asked {
+        Class::Inspect if suite.is_aead() => Class::None,
+        class => class,
     }
 }
 

@@ -52,6 +52,7 @@ struct World {
     events: Vec<String>,
     psk_of: fn(SubscriberHandle) -> Option<&'static [u8]>,
     class: Class,
+    esp_suites: Vec<EspSuite>,
 }
 
 impl World {
@@ -65,6 +66,7 @@ impl World {
             events: Vec::new(),
             psk_of: |_| Some(b"a secret of both"),
             class: Class::Full,
+            esp_suites: vec![EspSuite::Aes256Gcm16],
         };
         world.register(A, 1);
         world.register(B, 1);
@@ -176,7 +178,7 @@ impl World {
             local_id: IkeId::Fqdn(format!("terminal-{subscriber}.example")),
             remote_id: None,
             ike_proposals: vec!["aes256gcm16-prfsha256-x25519".into()],
-            esp_suites: vec![EspSuite::Aes256Gcm16],
+            esp_suites: self.esp_suites.clone(),
             esn: false,
             mode: Mode::Transport,
             class: self.class,
@@ -293,6 +295,42 @@ fn one_request_gives_both_terminals_an_sa_and_each_segment_its_own_keys() {
         assert!(keys[..index].iter().all(|other| other != key));
     }
     assert_eq!(world.drops, []);
+}
+
+#[test]
+fn class_inspect_hands_out_cipher_keys_alone_and_falls_to_none_for_an_aead() {
+    for suite in [EspSuite::Aes256CbcSha256, EspSuite::Aes256Gcm16] {
+        let mut world = World::new();
+        world.class = Class::Inspect;
+        world.esp_suites = vec![suite];
+        world.ask(A, B, 1);
+        // The terminals hold the negotiated keys: the gateway can change nothing.
+        let (a, b) = (world.sa_of(A).clone(), world.sa_of(B).clone());
+        assert_eq!(a.keys_out, b.keys_in);
+        assert_eq!(world.gateway.len(), 2);
+        for sa in &world.gateway {
+            if suite.is_aead() {
+                assert_eq!((&sa.keys, sa.class()), (&GatewayKeys::None, Class::None));
+                continue;
+            }
+            let GatewayKeys::Inspect(keys) = &sa.keys else {
+                panic!("{:?}", sa.keys)
+            };
+            let own = if sa.subscriber == A { &a } else { &b };
+            assert_eq!(
+                (&keys.cipher_in, &keys.cipher_out),
+                (&own.keys_in.cipher, &own.keys_out.cipher)
+            );
+            let bytes = towpath_fabric::encode(sa);
+            for integrity in [&own.keys_in.integrity, &own.keys_out.integrity] {
+                assert!(
+                    !bytes
+                        .windows(integrity.len())
+                        .any(|window| window == integrity.expose())
+                );
+            }
+        }
+    }
 }
 
 #[test]
