@@ -69,7 +69,7 @@ pub(crate) enum Command {
     /// ESP SAs the gateway serves
     #[command(subcommand)]
     Sa(Sa),
-    /// IKE SAs of the keyserver
+    /// IKE SAs of the keyserver: look into them, start, replace and end them
     #[command(subcommand)]
     Ike(Ike),
     /// Counters: verdicts of the classifier, and every reason a packet was dropped for
@@ -190,6 +190,76 @@ fn parse_spi(text: &str) -> Result<u32, String> {
 pub(crate) enum Ike {
     /// List IKE SAs
     List,
+    /// Everything about an IKE SA; keys are not shown
+    Show {
+        /// Either of its SPIs, as in `ike list`
+        #[arg(value_name = "SPI", value_parser = parse_ike_spi)]
+        ike: u64,
+    },
+    /// Start an exchange with a peer in a subscriber's name, as its terminal's request would
+    Initiate {
+        /// The subscriber; its terminal has to be registered
+        #[arg(value_name = "SUBSCRIBER")]
+        subscriber: String,
+        /// The peer's address
+        #[arg(value_name = "PEER")]
+        peer: IpAddr,
+    },
+    /// Replace an IKE SA by a new one, or one of its CHILD SAs; no packet is lost
+    Rekey {
+        /// Either of its SPIs, as in `ike list`
+        #[arg(value_name = "SPI", value_parser = parse_ike_spi)]
+        ike: u64,
+        /// Only the CHILD SA with this SPI of either direction
+        #[arg(long, value_name = "SPI", value_parser = parse_spi)]
+        child: Option<u32>,
+    },
+    /// Prove again who we are: a new IKE SA takes over, then the old one is deleted
+    Reauthenticate {
+        /// Either of its SPIs, as in `ike list`
+        #[arg(value_name = "SPI", value_parser = parse_ike_spi)]
+        ike: u64,
+    },
+    /// End an IKE SA with all its CHILD SAs, or one of them; the peer is told
+    Terminate {
+        /// Either of its SPIs, as in `ike list`
+        #[arg(value_name = "SPI", value_parser = parse_ike_spi)]
+        ike: u64,
+        /// Only the CHILD SA with this SPI of either direction; the last one takes its IKE SA along
+        #[arg(long, value_name = "SPI", value_parser = parse_spi)]
+        child: Option<u32>,
+    },
+    /// Follow the exchanges, one line per message with the names of its payloads, until interrupted
+    Log(IkeLog),
+    /// Keys for Wireshark's ikev2_decryption_table; only while debug.key_log is configured
+    Keys {
+        /// Either SPI of one IKE SA; all of them without it
+        #[arg(value_name = "SPI", value_parser = parse_ike_spi)]
+        ike: Option<u64>,
+    },
+}
+
+/// `towpath ike log`.
+#[derive(Debug, Args)]
+pub(crate) struct IkeLog {
+    /// Go on until interrupted; the default
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Stop after this many lines
+    #[arg(long, short = 'n', value_name = "NUMBER")]
+    pub(crate) count: Option<u64>,
+    /// Only of this subscriber
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscriber: Option<String>,
+}
+
+fn parse_ike_spi(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let digits = digits.trim_end_matches("_i").trim_end_matches("_r");
+    match u64::from_str_radix(digits, 16) {
+        Ok(spi) if spi != 0 && !digits.starts_with('+') => Ok(spi),
+        _ => Err("expected up to sixteen hex digits, not all zero".into()),
+    }
 }
 
 /// `towpath stats`.

@@ -588,6 +588,8 @@ fn what_needs_a_daemon_says_so() {
         &["status"][..],
         &["sa", "list"],
         &["ike", "list"],
+        &["ike", "show", "1"],
+        &["ike", "log"],
         &["events"],
         &["stats"],
     ] {
@@ -600,6 +602,10 @@ fn what_needs_a_daemon_says_so() {
         );
     }
     bench.refuses(&["sa", "show", "xyz"], "expected up to eight hex digits");
+    for spi in ["0", "xyz", "11223344556677889"] {
+        bench.refuses(&["ike", "terminate", spi], "expected up to sixteen hex digits");
+    }
+    bench.refuses(&["ike", "initiate", "alice", "peer"], "invalid value 'peer'");
     bench.refuses(&["stats", "--interval", "0"], "invalid value '0'");
     bench.refuses(&["frobnicate"], "unrecognized subcommand 'frobnicate'");
     let result = bench.run(&["subscriber", "list", "--admin", "/nowhere/admin.sock"], "");
@@ -641,6 +647,11 @@ fn a_running_daemon_does_the_work() {
             .contains("terminal's side")
     );
     bench.refuses(&["sa", "show", "1"], "no SA with SPI 00000001");
+
+    let started = bench.json(&["ike", "rekey", "1122334455667788", "--child", "c0ffee01"]);
+    assert_eq!(started, json!({ "started": true }));
+    let said = bench.ok(&["ike", "initiate", "alice", "10.77.9.2"]);
+    assert!(said.starts_with("exchange started"), "{said}");
 
     let stats = bench.ok(&["stats"]);
     assert!(

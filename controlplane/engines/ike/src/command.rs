@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
+use towpath_base::crypto::SkKeys;
+use towpath_base::crypto::Untrusted;
 use towpath_base::ids::{IkeSpi, Spi};
 use towpath_base::profile::IkeId;
 use towpath_base::sa::ChildSa;
@@ -53,6 +55,8 @@ pub enum FailReason {
     NoProposalChosen,
     /// The peer did not prove its identity (wrong pre-shared key or other identity).
     AuthenticationFailed,
+    /// The peer's certificate or signature is not good enough.
+    Untrusted(Untrusted),
     /// The peer refused our proof.
     AuthenticationRefused,
     /// No traffic both sides want protected.
@@ -85,6 +89,7 @@ impl fmt::Display for FailReason {
             Self::Timeout => "no answer from the peer",
             Self::NoProposalChosen => "no common proposal",
             Self::AuthenticationFailed => "the peer's authentication failed",
+            Self::Untrusted(why) => return write!(f, "the peer's authentication failed: {why}"),
             Self::AuthenticationRefused => "the peer refused our authentication",
             Self::TsUnacceptable => "no common traffic selectors",
             Self::Notify(number) => return write!(f, "the peer answered with error notify {number}"),
@@ -137,6 +142,14 @@ pub enum Command {
         /// The IKE SA that ends.
         old: IkeSaId,
         /// The one that goes on.
+        new: IkeSaId,
+    },
+    /// An attempt to authenticate anew was started: once established, `new` takes over from `old`, under the same
+    /// policy.
+    IkeSucceeding {
+        /// The IKE SA there is.
+        old: IkeSaId,
+        /// The attempt.
         new: IkeSaId,
     },
     /// A pair of ESP SAs is to be installed.
@@ -266,4 +279,19 @@ pub struct IkeSaInfo {
     pub age_seconds: Option<u64>,
     /// CHILD SAs: SPI in, SPI out.
     pub children: Vec<(Spi, Spi)>,
+    /// Seconds until it is rekeyed.
+    pub rekey_in_seconds: Option<u64>,
+}
+
+/// Keys of one IKE SA, for a debugger of one's own traffic. See [`danger_keys`](crate::Endpoint::danger_keys).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IkeSaKeys {
+    /// SPI of the initiator.
+    pub spi_i: IkeSpi,
+    /// SPI of the responder.
+    pub spi_r: IkeSpi,
+    /// What the initiator sends under: SK_ei and SK_ai.
+    pub initiator: SkKeys,
+    /// What the responder sends under: SK_er and SK_ar.
+    pub responder: SkKeys,
 }

@@ -10,6 +10,7 @@ use towpath_base::profile::{IkeId, Psk};
 use towpath_base::sa::{EspSuite, Lifetime, Mode};
 use towpath_base::selector::TrafficSelector;
 
+use crate::auth::Auth;
 use crate::proposal::IkeProposal;
 
 /// Names one IKE SA of this endpoint: the SPI the endpoint chose for it, unique among all of them.
@@ -80,9 +81,16 @@ pub struct Config {
     /// How long a rekeying waits for [`child_ready`](crate::Endpoint::child_ready): our answer to the peer's is held
     /// back, and our Delete of what a rekeying of ours replaced. Zero does not wait.
     pub ready_within: Duration,
+    /// Longest IKE message that is sent whole to a peer that takes fragments (RFC 7383), bytes; 0 never splits.
+    pub fragment_size: usize,
     /// Offer a fresh key exchange with each CHILD SA we rekey (perfect forward secrecy), and fall back to none for a
     /// peer that does not want one.
     pub pfs: bool,
+    /// Let [`danger_keys`](crate::Endpoint::danger_keys) give out the keys of IKE SAs.
+    pub danger_export_keys: bool,
+    /// Age at which an IKE SA of ours is authenticated anew, its successor established before it is deleted; `None`
+    /// never.
+    pub reauth_after: Option<Duration>,
 }
 
 impl Default for Config {
@@ -108,6 +116,10 @@ impl Default for Config {
             linger: Duration::from_secs(10),
             ready_within: Duration::ZERO,
             pfs: true,
+            // An IPv6 packet of 1280 bytes without its headers, UDP's, and the non-ESP marker.
+            fragment_size: 1280 - 40 - 8 - 4,
+            danger_export_keys: false,
+            reauth_after: None,
         }
     }
 }
@@ -119,7 +131,8 @@ pub struct Policy {
     pub local_id: IkeId,
     /// Identity the peer must prove; any that knows the key when absent.
     pub remote_id: Option<IkeId>,
-    /// Pre-shared key.
+    /// Pre-shared key, for whichever side has no certificate in [`auth`](Self::auth). Nobody proves anything by an
+    /// empty one.
     pub psk: Psk,
     /// IKE proposals in order of preference; not empty.
     pub ike_proposals: Vec<IkeProposal>,
@@ -138,6 +151,8 @@ pub struct Policy {
     pub lifetime: Lifetime,
     /// Pretend a NAT, so that both sides encapsulate ESP in UDP.
     pub force_encap: bool,
+    /// Certificates, and a post-quantum pre-shared key.
+    pub auth: Auth,
 }
 
 /// A wish for an SA.
@@ -181,6 +196,8 @@ pub enum Timer {
     Linger,
     /// The owner did not say in time that it is ready with a rekeyed CHILD SA: go on all the same.
     Ready,
+    /// The IKE SA is to be authenticated anew.
+    Reauthenticate,
 }
 
 impl Timer {
@@ -197,5 +214,6 @@ impl Timer {
         Self::Expire,
         Self::Linger,
         Self::Ready,
+        Self::Reauthenticate,
     ];
 }

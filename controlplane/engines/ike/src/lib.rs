@@ -19,6 +19,8 @@
 //! |---|---|
 //! | [`wire`] | header and payloads, parsed and built; lengths never trusted |
 //! | [`proposal`] | what is offered and what is chosen |
+//! | `auth` | who proves what, and how |
+//! | `fragment` | messages in pieces |
 //! | `keys` | SKEYSEED, SK_*, AUTH, KEYMAT |
 //! | `sa` | one IKE SA: windows, retransmission, its CHILD SAs |
 //! | `tasks` | one file per exchange, each with its building and processing halves |
@@ -28,10 +30,12 @@
 
 extern crate alloc;
 
+mod auth;
 mod choose;
 pub mod command;
 pub mod config;
 pub mod endpoint;
+mod fragment;
 mod keys;
 pub mod proposal;
 mod protect;
@@ -39,7 +43,8 @@ mod sa;
 mod tasks;
 pub mod wire;
 
-pub use command::{Command, FailReason, IkeSaInfo, IkeState, Role, Transmit};
+pub use auth::Auth;
+pub use command::{Command, FailReason, IkeSaInfo, IkeSaKeys, IkeState, Role, Transmit};
 pub use config::{Config, IkeSaId, Initiate, Policy, Retransmit, Timer};
 pub use endpoint::{Endpoint, InitiateError, UnknownSa};
 pub use proposal::{IkeProposal, IkeSuite, InvalidProposal};

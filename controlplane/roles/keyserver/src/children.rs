@@ -3,14 +3,14 @@
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::sa::{ChildSa, Class, EspKeys};
 use towpath_base::{Instant, Spi, SubscriberHandle};
-use towpath_fabric::{FromKeyserver, GatewayKeys, GatewaySa};
+use towpath_fabric::{FromKeyserver, GatewayKeys, GatewaySa, InspectKeys};
 use towpath_ike::{Command, FailReason, IkeSaId, Role};
 use towpath_keyx::message::{Operation, SaName, TransferResult};
 use zeroize::Zeroizing;
 
 use crate::pairs::{Child, PairKey};
 use crate::sessions::Transferred;
-use crate::{Keyserver, Waiting};
+use crate::{Keyserver, Waiting, policy};
 
 impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     pub(crate) fn handle_command(&mut self, now: Instant, command: Command) {
@@ -79,6 +79,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 let key = PairKey { local, remote };
                 self.waiting
                     .retain(|_, waiting| !matches!(waiting, Waiting::Respond(_, id) if *id == ike));
+                self.classes.remove(&ike);
                 if let Some(subscriber) = self.owner_of(local) {
                     self.event(Some(key), subscriber, "exchange_failed", reason.to_string());
                 }
@@ -105,14 +106,20 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 );
             }
             Command::IkeClosed {
+                ike,
                 local,
                 remote,
                 reason,
-                ..
             } => {
+                self.classes.remove(&ike);
                 self.tell(PairKey { local, remote }, "ike_closed", reason.to_string());
             }
-            Command::IkeRekeyed { old, new } => self.ike_renamed(old, new),
+            Command::IkeRekeyed { old, new } => self.ike_renamed(now, old, new),
+            Command::IkeSucceeding { old, new } => {
+                if let Some(class) = self.classes.get(&old).copied() {
+                    self.classes.insert(new, class);
+                }
+            }
             Command::Exchange {
                 local,
                 remote,
@@ -161,7 +168,9 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         pair.failures = 0;
         pair.not_before = now;
         let (spi_in, spi_out) = (child.spi_in, child.spi_out);
-        let class = self.classes.get(&ike).copied().unwrap_or(Class::None);
+        let asked = self.classes.get(&ike).copied().unwrap_or(Class::None);
+        let class = policy::possible_class(asked, child.suite);
+        let suite = child.suite;
         pair.children.push(Child::of(now, ike, class, &child));
         let request_id = pair.request_id.take();
         self.event(
@@ -170,6 +179,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             "child_established",
             format!("{text}, class {class}"),
         );
+        if class != asked {
+            let text =
+                format!("class {asked} is not possible with {suite}, which has one key for both: {class}");
+            self.event(Some(key), subscriber, "class_reduced", text);
+        }
 
         let Some((keys, for_terminal)) = self.divide(class, child) else {
             let _ = self.endpoint.delete_child(now, ike, spi_in);
@@ -217,9 +231,12 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                     for_terminal,
                 ))
             }
-            // Class `inspect` needs a suite with separate keys and a relay to use them; until then the
-            // gateway is given less than the class allows, never more.
-            Class::Inspect | Class::None => Some((GatewayKeys::None, child)),
+            // The cipher keys alone; never more than the class allows, less where a suite has no such keys.
+            Class::Inspect => {
+                let keys = InspectKeys::of(&child).map_or(GatewayKeys::None, GatewayKeys::Inspect);
+                Some((keys, child))
+            }
+            Class::None => Some((GatewayKeys::None, child)),
         }
     }
 
@@ -255,7 +272,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             spi_in: name.spi_in,
             spi_out: name.spi_out,
         };
-        if reason == FailReason::Rekeyed {
+        if matches!(reason, FailReason::Rekeyed | FailReason::Redundant) {
             let early = self.lingering.push(now + self.config.linger, key, remove);
             self.to_gateway.extend(early);
         } else {
@@ -337,7 +354,14 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         }
     }
 
-    fn ike_renamed(&mut self, old: IkeSaId, new: IkeSaId) {
+    fn ike_renamed(&mut self, now: Instant, old: IkeSaId, new: IkeSaId) {
+        if let Some(info) = self.endpoint.get(now, new) {
+            let key = PairKey {
+                local: info.local.ip(),
+                remote: info.remote.ip(),
+            };
+            self.tell(key, "ike_rekeyed", format!("{}_i {}_r", info.spi_i, info.spi_r));
+        }
         self.pairs.rename_ike(old, new);
         if let Some(class) = self.classes.remove(&old) {
             self.classes.insert(new, class);

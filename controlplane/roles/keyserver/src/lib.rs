@@ -16,6 +16,7 @@
 
 mod children;
 mod lingering;
+mod operate;
 pub mod pairs;
 mod policy;
 mod requests;
@@ -31,6 +32,8 @@ use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, ToKeyserver, ToRegistry};
 use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
 use towpath_keyx::transfer::Backoff;
+
+pub use crate::operate::StartError;
 
 use crate::lingering::Lingering;
 use crate::pairs::{Child, PairKey, Pairs};

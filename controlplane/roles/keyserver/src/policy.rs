@@ -57,5 +57,6 @@ pub(crate) fn engine_policy(record: &PeerPolicy, psk: Psk) -> Result<Policy, Pol
         remote_ts: record.remote_ts.clone(),
         lifetime: record.lifetime,
         force_encap: false,
+        auth: Default::default(),
     })
 }

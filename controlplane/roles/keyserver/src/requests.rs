@@ -135,7 +135,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         }
     }
 
-    fn ask_credential(&mut self, subscriber: SubscriberHandle, key: PairKey, waiting: Waiting) {
+    pub(crate) fn ask_credential(&mut self, subscriber: SubscriberHandle, key: PairKey, waiting: Waiting) {
         let request = self.next_request;
         self.next_request += 1;
         self.waiting.insert(request, waiting);

@@ -180,6 +180,18 @@ impl Sessions {
         self.owner_of(address) == Some(subscriber)
     }
 
+    /// Where the subscriber of this name is registered.
+    pub(crate) fn addresses_of(&self, name: &str) -> Vec<IpAddr> {
+        let named = |subscriber: &SubscriberHandle| {
+            let terminal = self.terminals.get(subscriber);
+            terminal.is_some_and(|terminal| terminal.name == name)
+        };
+        let of = self.by_address.iter().filter(|(_, subscriber)| named(subscriber));
+        let mut addresses: Vec<IpAddr> = of.map(|(address, _)| *address).collect();
+        addresses.sort();
+        addresses
+    }
+
     /// A name for people.
     pub(crate) fn name(&self, subscriber: SubscriberHandle) -> String {
         match self.terminals.get(&subscriber) {

@@ -6,11 +6,10 @@ use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_common::counter::Counter as DataplaneCounter;
 use towpath_gateway::datapath::{SaCounters, SaKey};
 use towpath_gateway::worker::Snapshot;
-use towpath_ike::{IkeSaInfo, IkeState, Role};
+use towpath_ike::IkeState;
 use towpath_keyserver::pairs::{Child, PairKey};
 use towpath_telemetry::admin::{
-    AdminError, Counter, ErrorKind, IkeInfo, PortStatus, Reply, Request, SaFilter, SaInfo, Stats, Status,
-    Traffic,
+    AdminError, Counter, ErrorKind, PortStatus, Reply, Request, SaFilter, SaInfo, Stats, Status, Traffic,
 };
 
 use super::daemon::Daemon;
@@ -34,6 +33,7 @@ impl Daemon {
             }
             Request::Stats => self.stats(),
             Request::IkeList => Ok(Reply::IkeList(self.ike_sas(now))),
+            Request::Ike(request) => self.answer_ike(now, request),
             Request::Subscriber(request) => self.registry.handle_admin(now, request),
             // The server itself streams them.
             Request::Events => Ok(Reply::Events),
@@ -135,27 +135,6 @@ impl Daemon {
             local_ts: child.local_ts.iter().copied().collect(),
             remote_ts: child.remote_ts.iter().copied().collect(),
         })
-    }
-
-    fn ike_sas(&self, now: Instant) -> Vec<IkeInfo> {
-        self.keyserver.ike_sas(now).map(|info| self.ike(info)).collect()
-    }
-
-    fn ike(&self, info: IkeSaInfo) -> IkeInfo {
-        let subscriber = self.keyserver.subscriber_at(info.local.ip());
-        IkeInfo {
-            subscriber,
-            local: info.local.ip(),
-            remote: info.remote.ip(),
-            local_id: info.local_id.map(|id| id.to_string()),
-            remote_id: info.remote_id.map(|id| id.to_string()),
-            spi_i: info.spi_i.to_string(),
-            spi_r: info.spi_r.to_string(),
-            initiator: info.role == Role::Initiator,
-            state: info.state.to_string().to_lowercase(),
-            proposal: info.suite.map(|suite| suite.to_string()),
-            age_seconds: info.age_seconds.unwrap_or(0),
-        }
     }
 
     fn stats(&mut self) -> Answer {

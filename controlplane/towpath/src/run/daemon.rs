@@ -336,6 +336,7 @@ fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
             cookie_threshold: size(keyserver.cookie_threshold),
             ike_sas_total: size(keyserver.max_ike_sas),
             ready_within: towpath_keyserver::READY_WITHIN,
+            danger_export_keys: config.debug.key_log.is_some(),
             dpd_after: (keyserver.dpd_seconds > 0).then(|| Duration::from_secs(keyserver.dpd_seconds.into())),
             ..towpath_ike::Config::default()
         },

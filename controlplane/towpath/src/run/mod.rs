@@ -4,12 +4,13 @@
 //! |---|---|
 //! | this one | start-up and the event loop |
 //! | [`daemon`] | the roles, and the messages between them |
-//! | [`answers`] | what the admin socket is told |
+//! | [`answers`], [`ike`] | what the admin socket is told |
 //! | [`relay`] | the TCP relay's parameters |
 //! | [`keylog`] | the debugging aid that writes keys to a file |
 
 mod answers;
 mod daemon;
+mod ike;
 mod keylog;
 mod relay;
 

@@ -1,12 +1,14 @@
 //! What commands show of a running daemon: `status`, `sa`, `ike`, `stats`, `events`.
 
 mod events;
+mod ike;
 mod sa;
 mod stats;
 mod status;
 
 pub(crate) use events::events;
-pub(crate) use sa::{ike, sa};
+pub(crate) use ike::ike;
+pub(crate) use sa::sa;
 pub(crate) use stats::stats;
 pub(crate) use status::status;
 

@@ -1,11 +1,11 @@
-//! `towpath sa` and `towpath ike`.
+//! `towpath sa`.
 
 use towpath_base::Spi;
-use towpath_telemetry::admin::{IkeInfo, Reply, Request, SaFilter, SaInfo, Traffic};
+use towpath_telemetry::admin::{Reply, Request, SaFilter, SaInfo, Traffic};
 
 use super::unexpected;
 use crate::backend::daemon;
-use crate::cli::{Common, Ike, Sa};
+use crate::cli::{Common, Sa};
 use crate::failure::{Failure, Outcome};
 use crate::output;
 
@@ -121,45 +121,4 @@ fn or_unknown<T: ToString>(value: Option<T>) -> String {
 
 fn traffic(traffic: Traffic) -> String {
     format!("{} / {}", traffic.packets, output::bytes(traffic.bytes))
-}
-
-/// Lists IKE SAs.
-pub(crate) fn ike(common: &Common, command: Ike) -> Outcome {
-    let Ike::List = command;
-    let sas = match daemon(common)?.request(&Request::IkeList)? {
-        Reply::IkeList(sas) => sas,
-        reply => return Err(unexpected(&reply)),
-    };
-    if common.json {
-        return output::json(&sas);
-    }
-    let mut table = output::table(&[
-        "SUBSCRIBER",
-        "TERMINAL",
-        "PEER",
-        "PEER'S IDENTITY",
-        "STATE",
-        "STARTED BY",
-        "PROPOSAL",
-        "AGE",
-        "SPIS",
-    ]);
-    for sa in &sas {
-        table.add_row(row(sa));
-    }
-    output::print(&output::render(&table))
-}
-
-fn row(sa: &IkeInfo) -> [String; 9] {
-    [
-        sa.subscriber.clone(),
-        sa.local.to_string(),
-        sa.remote.to_string(),
-        or_unknown(sa.remote_id.clone()),
-        sa.state.clone(),
-        if sa.initiator { "us" } else { "peer" }.into(),
-        or_unknown(sa.proposal.clone()),
-        output::duration(sa.age_seconds),
-        format!("{}_i {}_r", sa.spi_i, sa.spi_r),
-    ]
 }

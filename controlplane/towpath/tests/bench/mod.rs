@@ -177,6 +177,7 @@ async fn answer(
                     }
                     Request::Stats => Ok(Reply::Stats(stats())),
                     Request::IkeList => Ok(Reply::IkeList(Vec::new())),
+                    Request::Ike(_) => Ok(Reply::IkeStarted),
                     Request::Events => unreachable!("the server answers it"),
                 });
             }

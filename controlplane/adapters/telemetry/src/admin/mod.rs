@@ -13,6 +13,7 @@
 
 mod client;
 mod events;
+mod ike;
 mod line;
 mod reply;
 mod request;
@@ -20,9 +21,10 @@ mod server;
 
 pub use client::{Client, ClientError};
 pub use events::{Event, EventBus, EventReader};
+pub use ike::{IkeChild, IkeInfo, IkeRequest};
 pub use reply::{
-    AdminError, Attached, Counter, ErrorKind, IkeInfo, Location, PortStatus, Reply, Response, SaInfo, Stats,
-    Status, SubscriberPage, Traffic,
+    AdminError, Attached, Counter, ErrorKind, Location, PortStatus, Reply, Response, SaInfo, Stats, Status,
+    SubscriberPage, Traffic,
 };
 pub use request::{
     Cursor, ProfileChange, ProfileList, Record, Request, SaFilter, SubscriberName, SubscriberRequest,

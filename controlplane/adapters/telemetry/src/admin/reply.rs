@@ -9,6 +9,7 @@ use towpath_base::sa::{Class, EspSuite, Mode};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{Spi, SubscriberHandle};
 
+use super::ike::IkeInfo;
 use super::request::{Cursor, Record};
 
 /// Everything a request can be answered with.
@@ -41,8 +42,12 @@ pub enum Reply {
     SaList(Vec<SaInfo>),
     /// To [`super::Request::Stats`].
     Stats(Stats),
-    /// To [`super::Request::IkeList`].
+    /// To [`super::Request::IkeList`] and [`super::IkeRequest::Show`].
     IkeList(Vec<IkeInfo>),
+    /// It is under way; events tell how it ends.
+    IkeStarted,
+    /// Lines of Wireshark's `ikev2_decryption_table`.
+    IkeKeys(Vec<String>),
     /// To [`super::Request::Events`]: events follow.
     Events,
     /// One subscriber, as it is now.
@@ -210,33 +215,6 @@ pub struct SaInfo {
     pub local_ts: Vec<TrafficSelector>,
     /// Peer's side of the traffic.
     pub remote_ts: Vec<TrafficSelector>,
-}
-
-/// An IKE SA, without keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IkeInfo {
-    /// Subscriber's name.
-    pub subscriber: String,
-    /// Terminal's address.
-    pub local: IpAddr,
-    /// Peer's address.
-    pub remote: IpAddr,
-    /// Identity shown as the terminal.
-    pub local_id: Option<String>,
-    /// Identity the peer proved.
-    pub remote_id: Option<String>,
-    /// Initiator's SPI, sixteen hex digits.
-    pub spi_i: String,
-    /// Responder's SPI, sixteen hex digits.
-    pub spi_r: String,
-    /// Whether the keyserver started the exchange.
-    pub initiator: bool,
-    /// State: `connecting`, `established`, `deleting`.
-    pub state: String,
-    /// Chosen proposal (`aes256gcm16-prfsha256-x25519`).
-    pub proposal: Option<String>,
-    /// Seconds since the exchange began.
-    pub age_seconds: u64,
 }
 
 /// One counter.

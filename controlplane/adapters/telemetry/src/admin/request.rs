@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use towpath_base::Spi;
 use towpath_base::profile::{Condition, ServiceProfile, Subscriber, SubscriberSecrets};
 
+use super::ike::IkeRequest;
+
 /// A request to the daemon.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -24,6 +26,8 @@ pub enum Request {
     Stats,
     /// IKE SAs. Answered by [`super::Reply::IkeList`].
     IkeList,
+    /// Something about one of them: for the keyserver.
+    Ike(IkeRequest),
     /// Something about subscribers: for the registry.
     Subscriber(SubscriberRequest),
     /// From now on write events. Answered by the server itself.

@@ -11,7 +11,7 @@ use towpath_common::DropReason;
 use super::Endpoint;
 use crate::command::{Command, Role};
 use crate::config::IkeSaId;
-use crate::sa::{IkeSa, Init, Path, State};
+use crate::sa::{Extra, IkeSa, Init, Path, State};
 use crate::tasks::{Parts, ike_init};
 use crate::wire::{Header, NotifyType, ParseError, Payload, parse_payloads};
 
@@ -71,6 +71,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             message_r: Vec::new(),
             cookie: Vec::new(),
             attempts: 0,
+            extra: Extra::default(),
         }));
         self.core.log(id, local, remote, false, header, &payloads);
         self.core.commands.push_back(Command::NeedPolicy {

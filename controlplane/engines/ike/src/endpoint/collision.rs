@@ -88,12 +88,14 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         }
         let age = other.established_at.map(|at| now.saturating_since(at));
         let simultaneous = age.is_some_and(|age| age <= self.core.config.simultaneous_within);
-        let loser = if simultaneous && new.ni < other.ni {
+        let succeeds = new.succeeds.is_some_and(|(old, _)| old == other_id);
+        let loser = if simultaneous && !succeeds && new.ni < other.ni {
             id
         } else {
             other_id
         };
-        let at = now + self.core.config.redundant_after;
+        let wait = self.core.config.redundant_after;
+        let at = now + wait.max(self.core.config.ready_within);
         if let Some(sa) = self.sas.get_mut(&loser) {
             sa.redundant_at.get_or_insert(at);
         }

@@ -26,6 +26,8 @@ pub(crate) enum Effect<P> {
     InitialContact,
     /// Rekeying made a new IKE SA.
     Spawn(Box<IkeSa<P>>),
+    /// It is old enough to be authenticated anew.
+    Reauthenticate,
     /// The CHILD SAs move to `heir`.
     Move { heir: IkeSaId, ending: Ending },
 }
@@ -44,6 +46,14 @@ pub(crate) enum Ending {
 impl Ending {
     /// How long a rekeyed SA waits for the peer's Delete.
     pub(crate) const DELETE_WITHIN: Duration = Duration::from_secs(30);
+}
+
+/// The Length field of the IKE header of the first of several messages.
+fn message_len(messages: &[u8]) -> usize {
+    let field = messages.get(24..28).and_then(|field| field.try_into().ok());
+    field.map_or(usize::MAX, |field| {
+        usize::try_from(u32::from_be_bytes(field)).unwrap_or(usize::MAX)
+    })
 }
 
 pub(crate) struct Core<K: KeyGenerator, R: Rng> {
@@ -111,12 +121,18 @@ impl<K: KeyGenerator, R: Rng> Core<K, R> {
         self.esp_spis.remove(&(local, spi));
     }
 
-    pub(crate) fn transmit(&mut self, source: SocketAddr, destination: SocketAddr, payload: Vec<u8>) {
-        self.transmits.push_back(Transmit {
-            source,
-            destination,
-            payload,
-        });
+    /// Sends a message, or several back to back (see [`seal`](crate::sa::seal)): each in a datagram of its own.
+    pub(crate) fn transmit(&mut self, source: SocketAddr, destination: SocketAddr, mut payload: Vec<u8>) {
+        while !payload.is_empty() {
+            let len = message_len(&payload).clamp(1, payload.len());
+            let rest = payload.split_off(len);
+            self.transmits.push_back(Transmit {
+                source,
+                destination,
+                payload,
+            });
+            payload = rest;
+        }
     }
 
     /// One line of the live view.

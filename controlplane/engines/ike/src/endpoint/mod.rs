@@ -18,7 +18,7 @@ use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::{IkeSpi, Spi};
 use towpath_common::DropReason;
 
-use crate::command::{Command, FailReason, IkeSaInfo, Role, Transmit};
+use crate::command::{Command, FailReason, IkeSaInfo, IkeSaKeys, Role, Transmit};
 use crate::config::{Config, IkeSaId, Initiate, Policy, Timer};
 use crate::sa::{IkeSa, Path, Sa, State, delete_replaced, fire, pump, receive, release};
 use crate::tasks::{Task, ike_init};
@@ -298,6 +298,61 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         Ok(())
     }
 
+    /// Starts an IKE SA that takes over from this one, with a CHILD SA in place of its own: both sides prove again
+    /// who they are (RFC 7296 §2.8.3). The old one is deleted when the new one is established.
+    ///
+    /// # Errors
+    /// [`UnknownSa`]: it is not established, or no key generator serves its group.
+    pub fn reauthenticate(&mut self, now: Instant, ike: IkeSaId) -> Result<(), UnknownSa> {
+        let old = self.sas.get(&ike).filter(|sa| sa.state == State::Established);
+        let old = old.ok_or(UnknownSa)?;
+        let (local, mut remote, policy) = (old.local.ip(), old.remote, old.policy.clone());
+        let child = old
+            .children
+            .iter()
+            .rev()
+            .find(|child| !child.replaced && !child.deleting);
+        let child = child.map(|child| child.spi_in);
+        let succeeding = |sa: &Sa<K>| sa.succeeds.is_some_and(|(of, _)| of == ike) && !sa.is_closed();
+        let mut pair = self.pair(local, remote.ip()).into_iter();
+        if pair.any(|id| self.sas.get(&id).is_some_and(succeeding)) {
+            return Ok(());
+        }
+        let policy = policy.ok_or(UnknownSa)?;
+        let group = policy
+            .ike_proposals
+            .first()
+            .and_then(|proposal| proposal.groups.first());
+        let group = group.copied().ok_or(UnknownSa)?;
+        let init = ike_init::prepare(&mut self.core, group).map_err(|_| UnknownSa)?;
+        let id = IkeSaId(self.core.new_ike_spi());
+        let ike_port = self.core.config.ike_port;
+        if remote.port() == self.core.config.nat_port {
+            remote.set_port(ike_port);
+        }
+        let local = SocketAddr::new(local, ike_port);
+        let mut sa = IkeSa::new(
+            id,
+            Role::Initiator,
+            State::InitSent,
+            local,
+            remote,
+            IkeSpi(0),
+            now,
+        );
+        sa.succeeds = Some((ike, child));
+        sa.policy = Some(policy);
+        sa.ni.clone_from(&init.ni);
+        sa.init = Some(init);
+        self.core
+            .commands
+            .push_back(Command::IkeSucceeding { old: ike, new: id });
+        sa.enqueue(Task::IkeInit);
+        pump(&mut sa, &mut self.core, now);
+        self.insert(now, sa);
+        Ok(())
+    }
+
     /// Lets every due timer act.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((at, timer, id)) = self.timers.first().copied()
@@ -335,6 +390,27 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// The IKE SAs, in order of their names.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = IkeSaInfo> + '_ {
         self.sas.values().filter_map(move |sa| sa.info(now))
+    }
+
+    /// One IKE SA.
+    pub fn get(&self, now: Instant, ike: IkeSaId) -> Option<IkeSaInfo> {
+        self.sas.get(&ike)?.info(now)
+    }
+
+    /// Keys of an IKE SA: whoever has them reads and forges it. For Wireshark, where an operator explicitly permits
+    /// it ([`Config::danger_export_keys`]); `None` otherwise.
+    pub fn danger_keys(&self, ike: IkeSaId) -> Option<IkeSaKeys> {
+        let sa = self
+            .sas
+            .get(&ike)
+            .filter(|_| self.core.config.danger_export_keys)?;
+        let keys = sa.keys.as_ref()?;
+        Some(IkeSaKeys {
+            spi_i: sa.spi_i,
+            spi_r: sa.spi_r,
+            initiator: keys.sk_i.clone(),
+            responder: keys.sk_r.clone(),
+        })
     }
 
     fn established(&mut self, ike: IkeSaId) -> Result<&mut Sa<K>, UnknownSa> {
@@ -447,6 +523,10 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
                         pump(sa, &mut self.core, now);
                     }
                     self.reschedule(spawned);
+                }
+                Effect::Reauthenticate => {
+                    // One that is ending has no need of it.
+                    let _ = self.reauthenticate(now, id);
                 }
                 Effect::Move { heir, ending } => self.move_children(now, id, heir, ending),
             }

@@ -19,9 +19,9 @@ use super::Endpoint;
 use crate::choose::{offer_esp, offer_ike};
 use crate::command::{Command, FailReason};
 use crate::config::{Config, Initiate, Policy};
-use crate::protect::protect;
+use crate::protect::{Inside, protect};
 use crate::sa::State;
-use crate::wire::{Delete, ExchangeType, Header, Notify, NotifyType, Payload, Protocol};
+use crate::wire::{Delete, ExchangeType, Header, Notify, NotifyType, Payload, Protocol, encode_payloads};
 
 type Ends = [Endpoint<IkeCrypto, SeededRng>; 2];
 
@@ -40,6 +40,7 @@ fn policy() -> Policy {
         remote_ts: Vec::new(),
         lifetime: Lifetime::default(),
         force_encap: false,
+        auth: Default::default(),
     }
 }
 
@@ -81,7 +82,14 @@ fn forge(pair: &Ends, exchange: ExchangeType, response: bool, id: u32, payloads:
         ..sa.header(exchange, response, MessageId(id))
     };
     let keys = &sa.keys.as_ref().unwrap().sk_i;
-    protect(&IkeCrypto, keys, &[0xff; 8], header, payloads).unwrap()
+    let mut text = Vec::new();
+    encode_payloads(payloads, &mut text);
+    let inside = Inside {
+        first: payloads.first().map_or(0, |payload| payload.kind().0),
+        text,
+        place: None,
+    };
+    protect(&IkeCrypto, keys, &[0xff; 8], header, &inside).unwrap()
 }
 
 fn deliver(pair: &mut Ends, message: &[u8]) -> Result<(), DropReason> {

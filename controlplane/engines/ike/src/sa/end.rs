@@ -88,6 +88,7 @@ impl<P> IkeSa<P> {
         self.init = None;
         self.redundant_at = None;
         self.rekey_at = None;
+        self.reauth_at = None;
         self.expire_at = None;
         self.withheld = None;
         let linger = if self.last_response.is_some() {

@@ -19,6 +19,7 @@ use towpath_base::selector::TrafficSelector;
 
 use crate::command::{IkeSaInfo, IkeState, Role};
 use crate::config::{IkeSaId, Policy, Timer};
+use crate::fragment::Fragments;
 use crate::keys::IkeKeys;
 use crate::tasks::Task;
 
@@ -65,6 +66,42 @@ pub(crate) struct Init<P> {
     pub(crate) cookie: Vec<u8>,
     /// IKE_SA_INIT requests so far; cookies and other groups are answered a bounded number of times.
     pub(crate) attempts: u8,
+    pub(crate) extra: Extra<P>,
+}
+
+/// What IKE_SA_INIT agreed on beyond the suite, and what becomes of it until AUTH.
+pub(crate) struct Extra<P> {
+    /// Hashes the peer can check signatures with (RFC 7427).
+    pub(crate) hashes: Vec<u16>,
+    /// Both sides know how to use a post-quantum preshared key (RFC 8784).
+    pub(crate) ppk: bool,
+    /// The additional key exchange that is still to be done: no IKE_AUTH before it.
+    pub(crate) pending: Option<DhGroup>,
+    /// Our private value of it, as initiator.
+    pub(crate) private: Option<P>,
+    /// IKE_INTERMEDIATE exchanges done.
+    pub(crate) exchanges: u32,
+    /// IntAuth of what the initiator sent (RFC 9242 §3.3.2).
+    pub(crate) int_auth_i: Vec<u8>,
+    /// IntAuth of what the responder sent.
+    pub(crate) int_auth_r: Vec<u8>,
+    /// Keys before the additional key exchange: its request may come again under them.
+    pub(crate) previous: Option<Box<IkeKeys>>,
+}
+
+impl<P> Default for Extra<P> {
+    fn default() -> Self {
+        Self {
+            hashes: Vec::new(),
+            ppk: false,
+            pending: None,
+            private: None,
+            exchanges: 0,
+            int_auth_i: Vec::new(),
+            int_auth_r: Vec::new(),
+            previous: None,
+        }
+    }
 }
 
 /// Where NATs were found (RFC 7296 §2.23).
@@ -173,8 +210,13 @@ pub(crate) struct IkeSa<P> {
     pub(crate) rival: Option<Rival>,
     /// The CHILD SAs are about to move to another IKE SA: nothing new starts here.
     pub(crate) moving: bool,
+    /// When it is authenticated anew.
+    pub(crate) reauth_at: Option<Instant>,
+    /// The IKE SA this one is to take over from, and the CHILD SA its first one replaces.
+    pub(crate) succeeds: Option<(IkeSaId, Option<Spi>)>,
     /// Made by a rekeying that has not won: the owner does not know of it.
     pub(crate) silent: bool,
+    pub(crate) fragments: Fragments,
 }
 
 impl<P> IkeSa<P> {
@@ -228,7 +270,10 @@ impl<P> IkeSa<P> {
             withheld: None,
             rival: None,
             moving: false,
+            reauth_at: None,
+            succeeds: None,
             silent: false,
+            fragments: Fragments::default(),
         }
     }
 
@@ -299,6 +344,7 @@ impl<P> IkeSa<P> {
                 .iter()
                 .map(|child| (child.spi_in, child.spi_out))
                 .collect(),
+            rekey_in_seconds: self.rekey_at.map(|at| at.saturating_since(now).as_secs()),
         })
     }
 }

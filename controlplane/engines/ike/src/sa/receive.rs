@@ -13,8 +13,10 @@ use super::send::{answer, pump};
 use super::{IkeSa, Sa, State};
 use crate::command::{FailReason, Role};
 use crate::endpoint::Core;
-use crate::protect::unprotect;
-use crate::tasks::{self, ike_init};
+use crate::fragment::Place;
+use crate::keys::IkeKeys;
+use crate::protect::{Inside, unprotect};
+use crate::tasks::{self, ike_init, intermediate};
 use crate::wire::{ExchangeType, Header, NotifyType, ParseError, Payload, parse_payloads};
 
 /// Where a datagram came from and went to.
@@ -43,17 +45,104 @@ pub(crate) fn receive<K: KeyGenerator, R: Rng>(
         }
         return ike_init::process(sa, core, now, path, header, message);
     }
-    let keys = sa.keys.as_ref().ok_or(DropReason::IkeUnexpected)?;
-    let sk = match sa.role {
-        Role::Initiator => &keys.sk_r,
-        Role::Responder => &keys.sk_i,
+    let inside = open(sa, core, header, message)?;
+    let (first, text) = match inside.place {
+        None => (inside.first, inside.text),
+        Some(place) => match collect(sa, core, header, place, inside)? {
+            Some(whole) => whole,
+            None => return Ok(()),
+        },
     };
-    let (first, chain) = unprotect(&core.keygen, sk, message).map_err(|_| DropReason::IkeAuthFailed)?;
-    let payloads = parse_payloads(first, &chain);
+    let chain = Chain {
+        first,
+        text: &text,
+        payloads: parse_payloads(first, &text),
+    };
     if header.response {
-        response(sa, core, now, path, header, payloads)
+        response(sa, core, now, path, header, chain)
     } else {
-        request(sa, core, now, path, header, payloads)
+        request(sa, core, now, path, header, chain)
+    }
+}
+
+/// What was inside the Encrypted payload, as bytes and parsed.
+struct Chain<'a> {
+    first: u8,
+    text: &'a [u8],
+    payloads: Result<Vec<Payload<'a>>, ParseError>,
+}
+
+/// Takes the protection off.
+fn open<K: KeyGenerator, R: Rng>(
+    sa: &Sa<K>,
+    core: &Core<K, R>,
+    header: &Header,
+    message: &[u8],
+) -> Result<Inside, DropReason> {
+    let keys = sa.keys.as_ref().ok_or(DropReason::IkeUnexpected)?;
+    let of_peer = |keys: &IkeKeys| match sa.role {
+        Role::Initiator => keys.sk_r.clone(),
+        Role::Responder => keys.sk_i.clone(),
+    };
+    let opened = unprotect(&core.keygen, &of_peer(keys), message);
+    // An additional key exchange changed the keys, and its request comes again.
+    let previous = sa.init.as_ref().and_then(|init| init.extra.previous.as_ref());
+    let repeated = sa.last_response.as_ref().is_some_and(|(id, _)| *id == header.message_id);
+    let opened = match (opened, previous) {
+        (Err(_), Some(previous)) if repeated && !header.response => {
+            unprotect(&core.keygen, &of_peer(previous), message)
+        }
+        (opened, _) => opened,
+    };
+    opened.map_err(|_| DropReason::IkeAuthFailed)
+}
+
+/// Puts a fragment to the others of its message; gives the whole once it is there.
+fn collect<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    header: &Header,
+    place: Place,
+    inside: Inside,
+) -> Result<Option<(u8, Vec<u8>)>, DropReason> {
+    if !sa.fragments.agreed {
+        return Err(DropReason::IkeUnexpected);
+    }
+    let awaited = if header.response {
+        sa.outstanding
+            .as_ref()
+            .is_some_and(|out| out.id == header.message_id && out.task.exchange() == header.exchange)
+    } else {
+        header.message_id == sa.expected && permitted(sa, header)
+    };
+    if !awaited {
+        // RFC 7383 §2.6.1: of a request that was answered, the first fragment alone brings the answer again.
+        let repeated = sa.last_response.as_ref().filter(|(id, _)| *id == header.message_id);
+        if let Some((_, packet)) = repeated.filter(|_| !header.response && place.number == 1)
+            && sa.withheld.is_none()
+        {
+            let packet = packet.clone();
+            core.transmit(sa.local, sa.remote, packet);
+            return Ok(None);
+        }
+        return Err(DropReason::IkeUnexpected);
+    }
+    let proven = sa.established_at.is_some();
+    sa.fragments
+        .add(header.response, proven, header.message_id, place, inside.first, inside.text)
+}
+
+/// Whether the exchange may be asked for now.
+fn permitted<P>(sa: &IkeSa<P>, header: &Header) -> bool {
+    let pending = sa.init.as_ref().is_some_and(|init| init.extra.pending.is_some());
+    match sa.state {
+        // No exchange but IKE_AUTH before AUTH is proven, and not even that one before all key exchanges are done.
+        State::InitAnswered if pending => header.exchange == ExchangeType::IKE_INTERMEDIATE,
+        State::InitAnswered => header.exchange == ExchangeType::IKE_AUTH,
+        State::Established | State::Deleting => {
+            !matches!(header.exchange, ExchangeType::IKE_AUTH | ExchangeType::IKE_INTERMEDIATE)
+        }
+        _ => false,
     }
 }
 
@@ -72,7 +161,7 @@ fn request<K: KeyGenerator, R: Rng>(
     now: Instant,
     path: Path,
     header: &Header,
-    payloads: Result<Vec<Payload<'_>>, ParseError>,
+    chain: Chain<'_>,
 ) -> Result<(), DropReason> {
     if let Some((id, packet)) = &sa.last_response
         && *id == header.message_id
@@ -86,18 +175,16 @@ fn request<K: KeyGenerator, R: Rng>(
         core.transmit(sa.local, sa.remote, packet);
         return Ok(());
     }
-    let permitted = match sa.state {
-        // No exchange but IKE_AUTH before AUTH is proven.
-        State::InitAnswered => header.exchange == ExchangeType::IKE_AUTH,
-        State::Established | State::Deleting => header.exchange != ExchangeType::IKE_AUTH,
-        _ => false,
-    };
-    if header.message_id != sa.expected || !permitted {
+    if header.message_id != sa.expected || !permitted(sa, header) {
         return Err(DropReason::IkeUnexpected);
     }
     sa.expected = MessageId(sa.expected.0.saturating_add(1));
+    sa.fragments.forget(false);
     heard(sa, now, path);
-    match payloads {
+    if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+        intermediate::note(sa, core, header, chain.first, chain.text);
+    }
+    match chain.payloads {
         Ok(payloads) => {
             core.log(sa.id, sa.local.ip(), sa.remote.ip(), false, header, &payloads);
             tasks::respond(sa, core, now, header, &payloads);
@@ -126,7 +213,7 @@ fn response<K: KeyGenerator, R: Rng>(
     now: Instant,
     path: Path,
     header: &Header,
-    payloads: Result<Vec<Payload<'_>>, ParseError>,
+    chain: Chain<'_>,
 ) -> Result<(), DropReason> {
     let expected = sa
         .outstanding
@@ -136,7 +223,11 @@ fn response<K: KeyGenerator, R: Rng>(
     };
     heard(sa, now, path);
     sa.next_request = MessageId(sa.next_request.0.saturating_add(1));
-    match payloads {
+    sa.fragments.forget(true);
+    if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+        intermediate::note(sa, core, header, chain.first, chain.text);
+    }
+    match chain.payloads {
         Ok(payloads) => {
             core.log(sa.id, sa.local.ip(), sa.remote.ip(), false, header, &payloads);
             outstanding.task.process(sa, core, now, &payloads);

@@ -9,9 +9,10 @@ use towpath_base::ids::MessageId;
 use super::{Outstanding, Sa, State};
 use crate::command::{FailReason, Role};
 use crate::endpoint::Core;
-use crate::protect::protect;
-use crate::tasks::Task;
-use crate::wire::{ExchangeType, Header, Payload, encode_message};
+use crate::fragment::Place;
+use crate::protect::{Inside, protect, protected_len};
+use crate::tasks::{Task, intermediate};
+use crate::wire::{ExchangeType, Header, Payload, PayloadType, encode_message, encode_payloads};
 
 impl<P> super::IkeSa<P> {
     pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: MessageId) -> Header {
@@ -41,25 +42,61 @@ impl<P> super::IkeSa<P> {
     }
 }
 
-/// Builds a protected message of `sa`; `None` without keys.
+/// An IV that was never used under the present keys.
+fn new_iv<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, counts: bool) -> Option<Vec<u8>> {
+    let iv = if counts {
+        sa.next_iv.to_be_bytes().to_vec()
+    } else {
+        core.random::<16>().to_vec()
+    };
+    sa.next_iv = sa.next_iv.checked_add(1)?;
+    Some(iv)
+}
+
+/// Builds a protected message of `sa`; `None` without keys. One that is too long for a peer that takes fragments
+/// becomes several, back to back: each says in its header where it ends, and [`Core::transmit`] sends them one by one.
 pub(crate) fn seal<K: KeyGenerator, R: Rng>(
     sa: &mut Sa<K>,
     core: &mut Core<K, R>,
     header: Header,
     payloads: &[Payload<'_>],
 ) -> Option<Vec<u8>> {
+    let first = payloads.first().map_or(PayloadType::NONE, Payload::kind).0;
+    let mut text = Vec::new();
+    encode_payloads(payloads, &mut text);
+    if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+        intermediate::note(sa, core, &header, first, &text);
+    }
     let keys = sa.keys.as_ref()?;
     let sk = match sa.role {
-        Role::Initiator => &keys.sk_i,
-        Role::Responder => &keys.sk_r,
+        Role::Initiator => keys.sk_i.clone(),
+        Role::Responder => keys.sk_r.clone(),
     };
-    let iv: Vec<u8> = if sk.cipher.counts() {
-        sa.next_iv.to_be_bytes().to_vec()
-    } else {
-        core.random::<16>().to_vec()
-    };
-    sa.next_iv = sa.next_iv.checked_add(1)?;
-    protect(&core.keygen, sk, &iv, header, payloads).ok()
+    let (limit, counts) = (core.config.fragment_size, sk.cipher.counts());
+    let fits = limit == 0 || !sa.fragments.agreed || protected_len(&sk, text.len(), false) <= limit;
+    if fits {
+        let iv = new_iv(sa, core, counts)?;
+        let whole = Inside {
+            first,
+            text,
+            place: None,
+        };
+        return protect(&core.keygen, &sk, &iv, header, &whole).ok();
+    }
+    // The most text whose message is within the limit; padding takes up to a block.
+    let room = limit.saturating_sub(protected_len(&sk, 0, true)).max(256);
+    let total = u16::try_from(text.len().div_ceil(room)).ok()?;
+    let mut messages = Vec::new();
+    for (number, piece) in (1..=total).zip(text.chunks(room)) {
+        let iv = new_iv(sa, core, counts)?;
+        let inside = Inside {
+            first: if number == 1 { first } else { PayloadType::NONE.0 },
+            text: piece.to_vec(),
+            place: Some(Place { number, total }),
+        };
+        messages.extend(protect(&core.keygen, &sk, &iv, header, &inside).ok()?);
+    }
+    Some(messages)
 }
 
 /// Starts queued tasks while none is outstanding.

@@ -9,7 +9,7 @@ use super::send::{pump, release, retransmit};
 use super::{IkeSa, Sa, State};
 use crate::command::{Command, FailReason};
 use crate::config::{Config, Timer};
-use crate::endpoint::Core;
+use crate::endpoint::{Core, Effect};
 use crate::tasks::Task;
 
 /// A rekeying that the peer put off is tried again after this, plus up to as much again.
@@ -56,6 +56,7 @@ impl<P> IkeSa<P> {
             (self.redundant_at.filter(|_| established), Timer::Redundant),
             (self.hold_until, Timer::Hold),
             (self.expire_at, Timer::Expire),
+            (self.reauth_at.filter(|_| established), Timer::Reauthenticate),
             (self.withheld.map(|withheld| withheld.due), Timer::Ready),
             (child(|child| child.delete_at), Timer::Ready),
         ]
@@ -114,6 +115,10 @@ pub(crate) fn fire<K: KeyGenerator, R: Rng>(
         }
         Timer::Hold => sa.hold_until = None,
         Timer::Expire => sa.end(core, now, FailReason::Rekeyed),
+        Timer::Reauthenticate => {
+            sa.reauth_at = None;
+            core.effects.push(Effect::Reauthenticate);
+        }
         Timer::Ready => {
             if sa.withheld.is_some_and(|withheld| withheld.due <= now) {
                 release(sa, core);

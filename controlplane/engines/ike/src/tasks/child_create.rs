@@ -263,6 +263,7 @@ pub(super) fn install<K: KeyGenerator, R: Rng>(
         Role::Initiator => (to_initiator, to_responder),
         Role::Responder => (to_responder, to_initiator),
     };
+    let replaces = replaces.or(sa.succeeds.and_then(|(_, child)| child));
     let lifetime = policy.lifetime;
     let after = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
     // Up to a tenth earlier, so that both sides rarely rekey at once.

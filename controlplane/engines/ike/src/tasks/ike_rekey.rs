@@ -279,10 +279,12 @@ fn spawn<K: KeyGenerator, R: Rng>(
     new.policy = sa.policy.clone();
     new.remote_id = sa.remote_id.clone();
     new.nat = sa.nat;
+    new.fragments.agreed = sa.fragments.agreed;
     new.ni = ni;
     new.keys = Some(Box::new(keys));
     new.established_at = sa.established_at;
     new.rekey_at = rekey_ike_at(core, now);
+    new.reauth_at = sa.reauth_at;
     new.silent = true;
     Box::new(new)
 }
