@@ -11,6 +11,7 @@
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 mod kek;
+mod ledger;
 mod redb_store;
 mod seal;
 mod tables;
@@ -25,6 +26,7 @@ use towpath_base::profile::{Subscriber, SubscriberSecrets};
 use towpath_base::selector::Prefix;
 
 pub use kek::Kek;
+pub use ledger::{KeyPrint, Ledger, Mark, Shelf};
 pub use redb_store::RedbStore;
 
 /// Where a terminal registered.
@@ -113,6 +115,14 @@ pub enum StoreError {
     /// A record that does not decode or whose seal is broken.
     #[error("record of subscriber {0} is damaged")]
     Damaged(SubscriberHandle),
+    /// A record of a gateway that does not decode or whose seal is broken.
+    #[error("record {number} of {shelf} is damaged")]
+    DamagedRecord {
+        /// Which kind.
+        shelf: &'static str,
+        /// Its number.
+        number: u64,
+    },
     /// The database failed.
     #[error("store: {0}")]
     Database(#[from] redb::Error),

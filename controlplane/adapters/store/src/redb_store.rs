@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{
     Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable,
@@ -26,10 +27,11 @@ const CACHE: usize = 64 << 20;
 
 const KEY_CHECK_TEXT: &[u8] = b"towpath key check 1";
 
-/// The embedded store.
+/// The embedded store. Clones are the same store.
+#[derive(Clone)]
 pub struct RedbStore {
-    database: Database,
-    sealer: Sealer,
+    database: Arc<Database>,
+    sealer: Arc<Sealer>,
 }
 
 impl std::fmt::Debug for RedbStore {
@@ -39,7 +41,7 @@ impl std::fmt::Debug for RedbStore {
 }
 
 /// redb has an error type per operation; all of them end here.
-fn db(error: impl Into<redb::Error>) -> StoreError {
+pub(crate) fn db(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Database(error.into())
 }
 
@@ -102,8 +104,8 @@ impl RedbStore {
 
     fn prepare(database: Database, kek: &Kek, path: PathBuf) -> Result<Self> {
         let store = Self {
-            database,
-            sealer: Sealer::new(kek),
+            database: Arc::new(database),
+            sealer: Arc::new(Sealer::new(kek)),
         };
         store.write(|transaction| {
             let mut numbers = transaction.open_table(NUMBERS).map_err(db)?;
@@ -140,13 +142,13 @@ impl RedbStore {
             transaction.open_table(FIXED).map_err(db)?;
             transaction.open_table(COUNTERS).map_err(db)?;
             transaction.open_table(LOCATIONS).map_err(db)?;
-            Ok(())
+            crate::ledger::prepare(transaction)
         })?;
         Ok(store)
     }
 
     /// Runs `change` in a transaction that is durable when this returns, or has not happened.
-    fn write<T>(&self, change: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
+    pub(crate) fn write<T>(&self, change: impl FnOnce(&WriteTransaction) -> Result<T>) -> Result<T> {
         let mut transaction = self.database.begin_write().map_err(db)?;
         transaction.set_durability(Durability::Immediate).map_err(db)?;
         let done = change(&transaction)?;
@@ -154,11 +156,19 @@ impl RedbStore {
         Ok(done)
     }
 
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    pub(crate) fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
     fn read(&self) -> Result<ReadTransaction> {
         self.database.begin_read().map_err(db)
     }
 
-    fn seal(&self, bound_to: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn seal(&self, bound_to: &[u8], plain: &[u8]) -> Result<Vec<u8>> {
         self.sealer
             .seal(bound_to, plain)
             .map_err(|_| StoreError::Io(io::Error::other("cannot seal")))

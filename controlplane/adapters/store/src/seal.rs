@@ -4,12 +4,17 @@
 //! SP 800-38D §8.3), which a store of subscribers does not come near.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
 use crate::Kek;
 
 /// Seals and opens what lies on disk.
-pub(crate) struct Sealer(LessSafeKey);
+pub(crate) struct Sealer {
+    key: LessSafeKey,
+    /// For prints of keys; derived, so that a print says nothing about what is sealed.
+    print_key: hmac::Key,
+}
 
 /// The bytes are not what was sealed under this key for this place.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,7 +25,17 @@ impl Sealer {
         // The key has the algorithm's length by type, the only thing that is checked.
         #[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]
         let key = UnboundKey::new(&AES_256_GCM, kek.expose()).expect("32 bytes");
-        Self(LessSafeKey::new(key))
+        let master = hmac::Key::new(hmac::HMAC_SHA256, kek.expose());
+        let derived = hmac::sign(&master, b"towpath key print 1");
+        Self {
+            key: LessSafeKey::new(key),
+            print_key: hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()),
+        }
+    }
+
+    /// Key of the prints under which marks of keys are filed.
+    pub(crate) const fn print_key(&self) -> &hmac::Key {
+        &self.print_key
     }
 
     /// Seals `plain` for the place `bound_to`.
@@ -29,7 +44,7 @@ impl Sealer {
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| Broken)?;
         let mut buffer = Zeroizing::new(plain.to_vec());
         let tag = self
-            .0
+            .key
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
                 Aad::from(bound_to),
@@ -44,7 +59,7 @@ impl Sealer {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(Broken)?;
         let mut buffer = Zeroizing::new(sealed.to_vec());
         let len = self
-            .0
+            .key
             .open_in_place(
                 Nonce::assume_unique_for_key(*nonce),
                 Aad::from(bound_to),

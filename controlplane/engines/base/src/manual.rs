@@ -20,6 +20,7 @@ pub const FIRST_SPI: Spi = Spi(256);
     derive(serde::Serialize, serde::Deserialize),
     serde(rename_all = "snake_case")
 )]
+#[expect(clippy::large_enum_variant, reason = "rare, and moved once")]
 pub enum ManualKeys {
     /// Class `none`: the gateway has no key.
     None,
