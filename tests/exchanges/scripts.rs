@@ -17,8 +17,8 @@ fn two_round_trips_make_an_ike_sa_and_a_child_sa() {
     assert_script(
         &world,
         &[
-            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
-            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
+            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) N(CHDLESS_SUP) ]",
             "A --> IKE_AUTH request 1 [ IDi AUTH N(INIT_CONTACT) SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
             "B --> IKE_AUTH response 1 [ IDr AUTH SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
         ],
@@ -55,10 +55,10 @@ fn a_wrong_group_is_answered_with_the_right_one() {
     assert_script(
         &world,
         &[
-            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
             "B --> IKE_SA_INIT response 0 [ N(INVAL_KE) ]",
-            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
-            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
+            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) N(CHDLESS_SUP) ]",
             "A --> IKE_AUTH request 1 [ IDi AUTH N(INIT_CONTACT) SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
             "B --> IKE_AUTH response 1 [ IDr AUTH SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
         ],
@@ -79,10 +79,10 @@ fn under_load_the_initiator_must_return_a_cookie() {
     assert_script(
         &world,
         &[
-            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
             // B keeps nothing, and logs nothing: <-- N(COOKIE)
-            "A --> IKE_SA_INIT request 0 [ N(COOKIE) SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
-            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ N(COOKIE) SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
+            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) N(CHDLESS_SUP) ]",
             "A --> IKE_AUTH request 1 [ IDi AUTH N(INIT_CONTACT) SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
             "B --> IKE_AUTH response 1 [ IDr AUTH SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
         ],
@@ -100,8 +100,8 @@ fn a_wrong_key_ends_the_attempt_on_both_sides() {
     assert_script(
         &world,
         &[
-            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
-            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
+            "B --> IKE_SA_INIT response 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) N(CHDLESS_SUP) ]",
             "A --> IKE_AUTH request 1 [ IDi AUTH N(INIT_CONTACT) SA TSi TSr N(ESP_TFC_PAD_N) N(USE_TRANSP) ]",
             "B --> IKE_AUTH response 1 [ N(AUTH_FAILED) ]",
         ],
@@ -155,7 +155,7 @@ fn without_policy_the_peer_is_refused() {
     assert_script(
         &world,
         &[
-            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) ]",
+            "A --> IKE_SA_INIT request 0 [ SA KE No N(NATD_S_IP) N(NATD_D_IP) N(FRAG_SUP) ]",
             "B --> IKE_SA_INIT response 0 [ N(NO_PROP) ]",
         ],
     );

@@ -55,6 +55,7 @@ pub(crate) fn policy() -> Policy {
         remote_ts: Vec::new(),
         lifetime: Lifetime::default(),
         force_encap: false,
+        auth: Default::default(),
     }
 }
 

@@ -335,6 +335,7 @@ impl Case {
             remote_ts: vec![any_of(theirs)],
             lifetime: Lifetime::default(),
             force_encap: false,
+            auth: Default::default(),
         }
     }
 }

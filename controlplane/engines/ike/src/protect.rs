@@ -1,13 +1,33 @@
-//! The Encrypted payload (RFC 7296 §3.14, RFC 5282).
+//! The Encrypted payload (RFC 7296 §3.14, RFC 5282) and the Encrypted Fragment payload (RFC 7383 §2.5).
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use towpath_base::crypto::{CryptoError, KeyGenerator, SkKeys, SkParts};
 
-use crate::wire::{GENERIC_HEADER_LEN, HEADER_LEN, Header, Payload, PayloadType, Reader, encode_payloads};
+use crate::fragment::Place;
+use crate::wire::{GENERIC_HEADER_LEN, HEADER_LEN, Header, PayloadType, Reader};
 
-/// A whole message whose payloads are inside one Encrypted payload.
+/// Bytes of Fragment Number and Total Fragments.
+const PLACE_LEN: usize = 4;
+
+/// What an Encrypted payload holds: type of the first payload inside, and the chain, or a piece of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Inside {
+    pub(crate) first: u8,
+    pub(crate) text: Vec<u8>,
+    pub(crate) place: Option<Place>,
+}
+
+/// Bytes of a message whose Encrypted payload holds `text_len` bytes.
+pub(crate) fn protected_len(keys: &SkKeys, text_len: usize, fragment: bool) -> usize {
+    let block = keys.cipher.block_len();
+    let padded = (text_len + 1).next_multiple_of(block);
+    let place = if fragment { PLACE_LEN } else { 0 };
+    HEADER_LEN + GENERIC_HEADER_LEN + place + keys.cipher.iv_len() + padded + keys.icv_len()
+}
+
+/// A whole message whose payloads, or a piece of them, are inside one Encrypted payload.
 ///
 /// `iv` has the length the cipher wants and was never used under these keys.
 pub(crate) fn protect<K: KeyGenerator>(
@@ -15,26 +35,32 @@ pub(crate) fn protect<K: KeyGenerator>(
     keys: &SkKeys,
     iv: &[u8],
     header: Header,
-    payloads: &[Payload<'_>],
+    inside: &Inside,
 ) -> Result<Vec<u8>, CryptoError> {
-    let mut text = Vec::new();
-    encode_payloads(payloads, &mut text);
+    let mut text = inside.text.clone();
     let block = keys.cipher.block_len();
     let padding = (block - (text.len() + 1) % block) % block;
     text.resize(text.len() + padding, 0);
     text.push(padding as u8);
 
-    let body_len = GENERIC_HEADER_LEN + iv.len() + text.len() + keys.icv_len();
-    let field_len = u16::try_from(body_len).map_err(|_| CryptoError::Unsupported)?;
-    let mut message = Vec::with_capacity(HEADER_LEN + body_len);
+    let len = protected_len(keys, inside.text.len(), inside.place.is_some());
+    let field_len = u16::try_from(len - HEADER_LEN).map_err(|_| CryptoError::Unsupported)?;
+    let mut message = Vec::with_capacity(len);
+    let kind = match inside.place {
+        None => PayloadType::SK,
+        Some(_) => PayloadType::SKF,
+    };
     let header = Header {
-        next_payload: PayloadType::SK.0,
+        next_payload: kind.0,
         ..header
     };
-    header.encode(HEADER_LEN + body_len, &mut message);
-    let first = payloads.first().map_or(PayloadType::NONE, Payload::kind);
-    message.extend_from_slice(&[first.0, 0]);
+    header.encode(len, &mut message);
+    message.extend_from_slice(&[inside.first, 0]);
     message.extend_from_slice(&field_len.to_be_bytes());
+    if let Some(place) = inside.place {
+        message.extend_from_slice(&place.number.to_be_bytes());
+        message.extend_from_slice(&place.total.to_be_bytes());
+    }
 
     let mut icv = vec![0; keys.icv_len()];
     let parts = SkParts {
@@ -50,24 +76,32 @@ pub(crate) fn protect<K: KeyGenerator>(
     Ok(message)
 }
 
-/// Opens a message that consists of one Encrypted payload: type of the first inner payload, and the chain.
+/// Opens a message that consists of one Encrypted payload or one fragment of it.
 pub(crate) fn unprotect<K: KeyGenerator>(
     keygen: &K,
     keys: &SkKeys,
     message: &[u8],
-) -> Result<(u8, Vec<u8>), CryptoError> {
-    let (header, body) = Header::parse(message).map_err(|_| CryptoError::Forged)?;
+) -> Result<Inside, CryptoError> {
+    let forged = |_| CryptoError::Forged;
+    let (header, body) = Header::parse(message).map_err(forged)?;
     let mut reader = Reader::new(body);
     let (Ok(first), Ok(_), Ok(length)) = (reader.u8(), reader.u8(), reader.u16()) else {
         return Err(CryptoError::Forged);
     };
     // It is the last payload (RFC 7296 §3.14), and nothing may come before it unprotected.
-    if header.next_payload != PayloadType::SK.0 || usize::from(length) != body.len() {
+    if usize::from(length) != body.len() {
         return Err(CryptoError::Forged);
     }
-    let iv = reader
-        .take(keys.cipher.iv_len())
-        .map_err(|_| CryptoError::Forged)?;
+    let place = match PayloadType(header.next_payload) {
+        PayloadType::SK => None,
+        PayloadType::SKF => Some(Place {
+            number: reader.u16().map_err(forged)?,
+            total: reader.u16().map_err(forged)?,
+        }),
+        _ => return Err(CryptoError::Forged),
+    };
+    let authenticated = message.len() - reader.rest().len();
+    let iv = reader.take(keys.cipher.iv_len()).map_err(forged)?;
     let text_len = reader
         .rest()
         .len()
@@ -76,13 +110,10 @@ pub(crate) fn unprotect<K: KeyGenerator>(
     if text_len == 0 || !text_len.is_multiple_of(keys.cipher.block_len()) {
         return Err(CryptoError::Forged);
     }
-    let mut text = reader.take(text_len).map_err(|_| CryptoError::Forged)?.to_vec();
+    let mut text = reader.take(text_len).map_err(forged)?.to_vec();
     let mut icv = reader.rest().to_vec();
-    let authenticated = message
-        .get(..HEADER_LEN + GENERIC_HEADER_LEN)
-        .ok_or(CryptoError::Forged)?;
     let parts = SkParts {
-        header: authenticated,
+        header: message.get(..authenticated).ok_or(CryptoError::Forged)?,
         iv,
         text: &mut text,
         icv: &mut icv,
@@ -91,5 +122,5 @@ pub(crate) fn unprotect<K: KeyGenerator>(
     let padding = usize::from(text.pop().unwrap_or(0));
     let len = text.len().checked_sub(padding).ok_or(CryptoError::Forged)?;
     text.truncate(len);
-    Ok((first, text))
+    Ok(Inside { first, text, place })
 }

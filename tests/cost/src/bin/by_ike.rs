@@ -29,6 +29,7 @@ fn policy(proposal: &str) -> Policy {
         remote_ts: Vec::new(),
         lifetime: Lifetime::default(),
         force_encap: false,
+        auth: Default::default(),
     }
 }
 

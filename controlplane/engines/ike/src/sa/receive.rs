@@ -87,7 +87,10 @@ fn open<K: KeyGenerator, R: Rng>(
     let opened = unprotect(&core.keygen, &of_peer(keys), message);
     // An additional key exchange changed the keys, and its request comes again.
     let previous = sa.init.as_ref().and_then(|init| init.extra.previous.as_ref());
-    let repeated = sa.last_response.as_ref().is_some_and(|(id, _)| *id == header.message_id);
+    let repeated = sa
+        .last_response
+        .as_ref()
+        .is_some_and(|(id, _)| *id == header.message_id);
     let opened = match (opened, previous) {
         (Err(_), Some(previous)) if repeated && !header.response => {
             unprotect(&core.keygen, &of_peer(previous), message)
@@ -117,7 +120,10 @@ fn collect<K: KeyGenerator, R: Rng>(
     };
     if !awaited {
         // RFC 7383 §2.6.1: of a request that was answered, the first fragment alone brings the answer again.
-        let repeated = sa.last_response.as_ref().filter(|(id, _)| *id == header.message_id);
+        let repeated = sa
+            .last_response
+            .as_ref()
+            .filter(|(id, _)| *id == header.message_id);
         if let Some((_, packet)) = repeated.filter(|_| !header.response && place.number == 1)
             && sa.withheld.is_none()
         {
@@ -128,8 +134,14 @@ fn collect<K: KeyGenerator, R: Rng>(
         return Err(DropReason::IkeUnexpected);
     }
     let proven = sa.established_at.is_some();
-    sa.fragments
-        .add(header.response, proven, header.message_id, place, inside.first, inside.text)
+    sa.fragments.add(
+        header.response,
+        proven,
+        header.message_id,
+        place,
+        inside.first,
+        inside.text,
+    )
 }
 
 /// Whether the exchange may be asked for now.
@@ -139,9 +151,10 @@ fn permitted<P>(sa: &IkeSa<P>, header: &Header) -> bool {
         // No exchange but IKE_AUTH before AUTH is proven, and not even that one before all key exchanges are done.
         State::InitAnswered if pending => header.exchange == ExchangeType::IKE_INTERMEDIATE,
         State::InitAnswered => header.exchange == ExchangeType::IKE_AUTH,
-        State::Established | State::Deleting => {
-            !matches!(header.exchange, ExchangeType::IKE_AUTH | ExchangeType::IKE_INTERMEDIATE)
-        }
+        State::Established | State::Deleting => !matches!(
+            header.exchange,
+            ExchangeType::IKE_AUTH | ExchangeType::IKE_INTERMEDIATE
+        ),
         _ => false,
     }
 }

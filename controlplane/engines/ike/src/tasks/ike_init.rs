@@ -16,13 +16,16 @@ use towpath_base::crypto::{CryptoError, DhGroup, KeyGenerator, Rng, Secret};
 use towpath_base::ids::{IkeSpi, MessageId};
 use towpath_common::DropReason;
 
+use super::parts::X509_SIGNATURE;
 use super::{Parts, Task, natd};
-use crate::choose::{accept_ike, choose_ike, offer_ike};
+use crate::auth::{announced_hashes, parse_hashes};
+use crate::choose::{Additional, accept_first, choose_first, offer_ike};
 use crate::command::FailReason;
+use crate::config::Policy;
 use crate::endpoint::Core;
 use crate::keys::{IkeKeys, Inputs};
 use crate::proposal::IkeSuite;
-use crate::sa::{Init, Path, Sa, State, pump};
+use crate::sa::{Extra, Init, Path, Sa, State, pump};
 use crate::wire::{ExchangeType, Header, NotifyType, Payload, encode_message, parse_payloads};
 
 /// Requests in answer to cookies and wrong groups: one cookie, one group, one cookie that expired.
@@ -44,6 +47,7 @@ pub(crate) fn prepare<K: KeyGenerator, R: Rng>(
         message_r: Vec::new(),
         cookie: Vec::new(),
         attempts: 0,
+        extra: Extra::default(),
     }))
 }
 
@@ -53,7 +57,9 @@ pub(super) fn build<K: KeyGenerator, R: Rng>(
     core: &mut Core<K, R>,
 ) -> Option<Vec<Payload<'static>>> {
     let natd = natd::payloads(sa, core);
-    let offers = offer_ike(&sa.policy.as_ref()?.ike_proposals, &[]);
+    let policy = sa.policy.as_ref()?;
+    let offers = offer_ike(&policy.ike_proposals, &[]);
+    let notifies = announce(core, policy, None);
     let init = sa.init.as_mut()?;
     init.attempts += 1;
     let mut payloads = Vec::new();
@@ -68,7 +74,79 @@ pub(super) fn build<K: KeyGenerator, R: Rng>(
     });
     payloads.push(Payload::Nonce(init.ni.clone().into()));
     payloads.extend(natd);
+    payloads.extend(notifies);
     Some(payloads)
+}
+
+/// Notifies about what this side can do. A response repeats only what the request's `theirs` have, and speaks of
+/// additional key exchanges if one was chosen.
+fn announce<K: KeyGenerator, R: Rng>(
+    core: &Core<K, R>,
+    policy: &Policy,
+    theirs: Option<(&Parts<'_>, IkeSuite)>,
+) -> Vec<Payload<'static>> {
+    let asked = |kind| theirs.is_none_or(|(parts, _)| parts.notify(kind).is_some());
+    let additional = match theirs {
+        None => policy
+            .ike_proposals
+            .iter()
+            .any(|proposal| !proposal.additional.is_empty()),
+        Some((_, suite)) => suite.additional.is_some(),
+    };
+    let mut payloads = Vec::new();
+    let mut say = |wanted: bool, kind, data: Vec<u8>| {
+        if wanted && asked(kind) {
+            payloads.push(Payload::notify(kind, data));
+        }
+    };
+    let fragments = core.config.fragment_size > 0;
+    say(fragments, NotifyType::IKEV2_FRAGMENTATION_SUPPORTED, Vec::new());
+    let signs = policy.auth.signs();
+    say(signs, NotifyType::SIGNATURE_HASH_ALGORITHMS, announced_hashes());
+    say(
+        additional,
+        NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED,
+        Vec::new(),
+    );
+    say(policy.auth.ppk.is_some(), NotifyType::USE_PPK, Vec::new());
+    if theirs.is_some() {
+        // RFC 6023 §3: the responder alone says so.
+        payloads.push(Payload::notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED, &[][..]));
+        payloads.extend(certificate_request(policy));
+    }
+    payloads
+}
+
+/// Asks for a certificate under the authorities we trust (RFC 7296 §3.7).
+pub(super) fn certificate_request(policy: &Policy) -> Option<Payload<'static>> {
+    let verifier = policy.auth.verifier.as_ref()?;
+    Some(Payload::CertReq {
+        encoding: X509_SIGNATURE,
+        data: verifier.authorities().concat().into(),
+    })
+}
+
+/// Takes over what the other side announced and this side can do as well.
+fn agree<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &Core<K, R>, parts: &Parts<'_>, suite: IkeSuite) {
+    let said = |kind| parts.notify(kind).is_some();
+    sa.fragments.agreed = core.config.fragment_size > 0 && said(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED);
+    let ppk = sa.policy.as_ref().is_some_and(|policy| policy.auth.ppk.is_some());
+    if let Some(init) = sa.init.as_mut() {
+        let hashes = parts.notify(NotifyType::SIGNATURE_HASH_ALGORITHMS);
+        init.extra.hashes = hashes
+            .map(|notify| parse_hashes(&notify.data))
+            .unwrap_or_default();
+        init.extra.ppk = ppk && said(NotifyType::USE_PPK);
+        init.extra.pending = suite.additional;
+    }
+}
+
+/// Whether an additional key exchange can follow.
+fn additional(parts: &Parts<'_>) -> Additional {
+    match parts.notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED) {
+        Some(_) => Additional::Possible,
+        None => Additional::Unsupported,
+    }
 }
 
 /// The response. Nothing authenticates it, so what does not parse is dropped and waited on for a better one.
@@ -94,7 +172,8 @@ pub(crate) fn process<K: KeyGenerator, R: Rng>(
         return Err(DropReason::IkeMalformed);
     };
     let ours = sa.policy.as_ref().ok_or(DropReason::IkeUnexpected)?;
-    let chosen = accept_ike(&ours.ike_proposals, proposals, 0).ok_or(DropReason::IkeMalformed)?;
+    let chosen =
+        accept_first(&ours.ike_proposals, proposals, additional(&parts)).ok_or(DropReason::IkeMalformed)?;
     let init = sa.init.as_mut().ok_or(DropReason::IkeUnexpected)?;
     if group != chosen.suite.group.number() || chosen.suite.group != init.group || header.spi_r.0 == 0 {
         return Err(DropReason::IkeMalformed);
@@ -115,9 +194,13 @@ pub(crate) fn process<K: KeyGenerator, R: Rng>(
         sa.local.set_port(core.config.nat_port);
         sa.remote.set_port(core.config.nat_port);
     }
+    agree(sa, core, &parts, chosen.suite);
     derive(sa, core, chosen.suite, &shared);
     sa.next_request = MessageId(1);
-    sa.enqueue(Task::IkeAuth { spi_in: None });
+    sa.enqueue(match chosen.suite.additional {
+        Some(_) => Task::Intermediate,
+        None => Task::IkeAuth { spi_in: None },
+    });
     pump(sa, core, now);
     Ok(())
 }
@@ -233,7 +316,7 @@ pub(crate) fn respond<K: KeyGenerator, R: Rng>(
         .as_ref()
         .map(|policy| policy.ike_proposals.as_slice())
         .unwrap_or_default();
-    let Some(chosen) = choose_ike(ours, proposals, 0) else {
+    let Some(chosen) = choose_first(ours, proposals, additional(&parts)) else {
         refuse(sa, core, Payload::notify(NotifyType::NO_PROPOSAL_CHOSEN, &[][..]));
         let reason = if sa.policy.is_some() {
             FailReason::NoProposalChosen
@@ -267,6 +350,10 @@ pub(crate) fn respond<K: KeyGenerator, R: Rng>(
         Payload::Nonce(nr.clone().into()),
     ];
     answer.extend(natd::payloads(sa, core));
+    if let Some(policy) = &sa.policy {
+        answer.extend(announce(core, policy, Some((&parts, chosen.suite))));
+    }
+    agree(sa, core, &parts, chosen.suite);
     let response = response_header(sa);
     let message = encode_message(response, &answer);
     if let Some(init) = sa.init.as_mut() {

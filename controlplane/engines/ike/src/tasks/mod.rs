@@ -3,6 +3,7 @@
 //! | file | exchange |
 //! |---|---|
 //! | [`ike_init`] | IKE_SA_INIT: suite, key exchange, nonces |
+//! | [`intermediate`] | IKE_INTERMEDIATE: an additional key exchange |
 //! | [`ike_auth`] | IKE_AUTH: identities, AUTH, first CHILD SA |
 //! | [`child_create`] | the CHILD SA part of IKE_AUTH and CREATE_CHILD_SA, as responder also new ones |
 //! | [`child_rekey`] | CREATE_CHILD_SA with REKEY_SA |
@@ -18,6 +19,7 @@ pub(crate) mod delete;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
 pub(crate) mod ike_rekey;
+pub(crate) mod intermediate;
 pub(crate) mod natd;
 mod parts;
 
@@ -40,6 +42,8 @@ use crate::wire::{ExchangeType, Header, NotifyType, Payload, Protocol};
 pub(crate) enum Task<P> {
     /// IKE_SA_INIT.
     IkeInit,
+    /// IKE_INTERMEDIATE with an additional key exchange.
+    Intermediate,
     /// IKE_AUTH with the first CHILD SA.
     IkeAuth {
         /// SPI of packets to us, once built.
@@ -77,6 +81,7 @@ impl<P> Task<P> {
     pub(crate) const fn exchange(&self) -> ExchangeType {
         match self {
             Self::IkeInit => ExchangeType::IKE_SA_INIT,
+            Self::Intermediate => ExchangeType::IKE_INTERMEDIATE,
             Self::IkeAuth { .. } => ExchangeType::IKE_AUTH,
             Self::ChildRekey(_) | Self::IkeRekey(_) => ExchangeType::CREATE_CHILD_SA,
             Self::DeleteChild { .. } | Self::DeleteIke { .. } | Self::Dpd => ExchangeType::INFORMATIONAL,
@@ -96,7 +101,8 @@ impl<P> Task<P> {
     {
         match self {
             Self::IkeInit => ike_init::build(sa, core),
-            Self::IkeAuth { spi_in } => ike_auth::build(sa, core, spi_in),
+            Self::Intermediate => intermediate::build(sa, core),
+            Self::IkeAuth { spi_in } => ike_auth::build(sa, core, now, spi_in),
             Self::ChildRekey(rekey) => rekey.build(sa, core),
             Self::IkeRekey(rekey) => rekey.build(sa, core),
             Self::DeleteChild { spi_in, .. } => delete::build_child(sa, *spi_in),
@@ -117,6 +123,7 @@ impl<P> Task<P> {
         R: Rng,
     {
         match self {
+            Self::Intermediate => intermediate::process(sa, core, now, payloads),
             Self::IkeAuth { spi_in } => ike_auth::process(sa, core, now, payloads, spi_in),
             Self::ChildRekey(rekey) => rekey.process(sa, core, now, payloads),
             Self::IkeRekey(rekey) => rekey.process(sa, core, now, payloads),
@@ -154,6 +161,7 @@ pub(crate) fn respond<K: KeyGenerator, R: Rng>(
         return;
     };
     match header.exchange {
+        ExchangeType::IKE_INTERMEDIATE => intermediate::respond(sa, core, now, header, &parts),
         ExchangeType::IKE_AUTH => ike_auth::respond(sa, core, now, header, &parts),
         ExchangeType::CREATE_CHILD_SA => {
             let for_ike = parts

@@ -4,6 +4,9 @@ use towpath_base::selector::TrafficSelector;
 
 use crate::wire::{Id, Notify, NotifyType, Payload, Proposal};
 
+/// Cert Encoding: X.509 Certificate - Signature (RFC 7296 §3.6). Hash and URL are never announced, so never fetched.
+pub(crate) const X509_SIGNATURE: u8 = 4;
+
 /// What an exchange looks for in a message. Payloads of other kinds are ignored.
 #[derive(Debug, Default)]
 pub(crate) struct Parts<'p> {
@@ -57,6 +60,14 @@ impl<'p> Parts<'p> {
 
     pub(crate) fn notify(&self, kind: NotifyType) -> Option<&'p Notify<'p>> {
         self.notifies().find(|notify| notify.kind == kind)
+    }
+
+    /// X.509 certificates, in the order they were sent.
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = &'p [u8]> {
+        self.all.iter().filter_map(|payload| match payload {
+            Payload::Cert { encoding, data } if *encoding == X509_SIGNATURE => Some(data.as_ref()),
+            _ => None,
+        })
     }
 
     /// The first error notify.
