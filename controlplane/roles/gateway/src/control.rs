@@ -17,6 +17,7 @@ use towpath_base::profile::Subscriber;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_common::wire::PORT_IKE;
 use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, GatewaySa, ToKeyserver, ToRegistry};
+use towpath_ipsec::shared::Wanted;
 use towpath_keyx::frame::{self, ReservedSpi};
 use towpath_keyx::message::{self, Header, MessageType};
 
@@ -56,6 +57,22 @@ pub enum Output {
     Install(Box<GatewaySa>),
     /// Take this SA from the workers.
     Remove(SaKey),
+    /// Store this for a sender of a stored SA, then grant it.
+    Reserve {
+        /// The SA.
+        key: SaKey,
+        /// Its sender to the peer; else the one to the terminal.
+        to_peer: bool,
+        /// What to store.
+        wanted: Wanted,
+    },
+    /// Store that the gateway sends nothing any more under this key.
+    Degraded {
+        /// The SA.
+        key: SaKey,
+        /// The direction to the peer; else the one to the terminal.
+        to_peer: bool,
+    },
     /// Count a refused message.
     Count(DropReason),
     /// Show people.
@@ -307,6 +324,28 @@ impl Control {
                 }));
             }
             Notice::UnknownSa { terminal } => self.hint(now, terminal),
+            Notice::Reserve { key, to_peer, wanted } => {
+                self.outputs.push_back(Output::Reserve { key, to_peer, wanted })
+            }
+            Notice::Degraded { key, to_peer } => {
+                self.outputs.push_back(Output::Degraded { key, to_peer });
+                let subscriber = self
+                    .by_address
+                    .get(&key.local)
+                    .map_or(String::new(), ToString::to_string);
+                let direction = if to_peer { "to the peer" } else { "to the terminal" };
+                self.outputs.push_back(Output::Event(Event {
+                    subscriber,
+                    terminal: Some(key.local),
+                    peer: Some(key.remote),
+                    kind: "class_degraded".into(),
+                    text: format!(
+                        "spi_in {} spi_out {}: IVs {direction} are random or entered the gateway's half of the \
+                         space; class none from now on, for the life of the key",
+                        key.spi_in, key.spi_out
+                    ),
+                }));
+            }
         }
     }
 

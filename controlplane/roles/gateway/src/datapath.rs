@@ -21,7 +21,9 @@ use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_common::wire::protocol;
 use towpath_fabric::{GatewayKeys, GatewaySa};
 use towpath_ipsec::bridge::{Bridge, LifetimeEvent};
+use towpath_ipsec::highwater::Reserved;
 use towpath_ipsec::locate::{self, Flow, Located};
+use towpath_ipsec::shared::{Passed, SharedBridge, SharedStart, Stage, Wanted};
 use towpath_tcp::IsnSecret;
 use towpath_tcp::relay::Side;
 use towpath_tcp::relay::rules::Rules;
@@ -69,6 +71,31 @@ pub enum Notice {
         /// The terminal.
         terminal: IpAddr,
     },
+    /// A sender under a key that outlives the process wants numbers; asked again until [`Datapath::grant`]ed.
+    Reserve {
+        /// Its SA.
+        key: SaKey,
+        /// The sender to the peer; else the one to the terminal.
+        to_peer: bool,
+        /// What is to be stored.
+        wanted: Wanted,
+    },
+    /// The endpoint's IVs entered the gateway's half, or are random: the direction is class `none` from now on.
+    Degraded {
+        /// Its SA.
+        key: SaKey,
+        /// The direction to the peer; else the one to the terminal.
+        to_peer: bool,
+    },
+}
+
+/// What is stored of the keys the gateway sends with, under keys that outlive the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredStart {
+    /// Towards the peer.
+    pub to_peer: SharedStart,
+    /// Towards the terminal.
+    pub to_terminal: SharedStart,
 }
 
 /// Notices kept between two calls of [`Datapath::drain_notices`]; more are lost, and come again.
@@ -87,6 +114,10 @@ pub struct SaCounters {
     pub bytes_to_terminal: u64,
     /// Packets refused by either direction.
     pub refused: u64,
+    /// Packets of an SA under shared keys that went on as they came.
+    pub untouched: u64,
+    /// How far either direction of an SA under shared keys is, first the one to the peer.
+    pub stages: Option<[Stage; 2]>,
 }
 
 struct Entry<T> {
@@ -94,6 +125,10 @@ struct Entry<T> {
     key: SaKey,
     /// `None` for class `none`: the keys are not here.
     bridge: Option<Bridge<T>>,
+    /// Class `full` under the end-to-end keys.
+    shared: Option<Box<SharedBridge<T>>>,
+    /// Its keys outlive the process: what its senders asked to have stored, once they may ask.
+    asked: Option<[Option<Wanted>; 2]>,
     counters: SaCounters,
     /// Its pair in the relay.
     pair: Option<usize>,
@@ -158,14 +193,41 @@ impl<P: EspProvider> Datapath<P> {
 
     /// Adds an SA; one with the same addresses and SPIs is replaced.
     pub fn install(&mut self, now: Instant, sa: &GatewaySa) -> Result<(), InstallError> {
+        self.install_from(now, sa, None)
+    }
+
+    /// As [`Datapath::install`], for keys that outlive the process: senders use only numbers that are stored.
+    pub fn install_stored(
+        &mut self,
+        now: Instant,
+        sa: &GatewaySa,
+        start: &StoredStart,
+    ) -> Result<(), InstallError> {
+        self.install_from(now, sa, Some(start))
+    }
+
+    fn install_from(
+        &mut self,
+        now: Instant,
+        sa: &GatewaySa,
+        start: Option<&StoredStart>,
+    ) -> Result<(), InstallError> {
         let key = SaKey {
             local: sa.local,
             remote: sa.remote,
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
         };
-        let bridge = match &sa.keys {
-            GatewayKeys::None | GatewayKeys::Inspect(_) | GatewayKeys::Shared { .. } => None,
+        let mut shared = None;
+        let mut bridge = match &sa.keys {
+            GatewayKeys::None | GatewayKeys::Inspect(_) => None,
+            GatewayKeys::Shared { sa: ends } => {
+                // Without a store behind it no number may be used: it stays in probation.
+                let start = start.copied().unwrap_or_default();
+                let made = SharedBridge::new(&self.provider, now, ends, &start.to_peer, &start.to_terminal);
+                shared = Some(Box::new(made.map_err(InstallError::Key)?));
+                None
+            }
             GatewayKeys::Full {
                 peer,
                 segment_in,
@@ -174,6 +236,10 @@ impl<P: EspProvider> Datapath<P> {
                 Bridge::new(&self.provider, now, peer, segment_in, segment_out).map_err(InstallError::Key)?,
             ),
         };
+        if let (Some(bridge), Some(start)) = (&mut bridge, start) {
+            let reserved = |start: &SharedStart| Reserved::above(start.stored, start.limit);
+            bridge.start_reserved(reserved(&start.to_peer), reserved(&start.to_terminal));
+        }
         self.remove(&key);
         if self.entries.len() >= self.limit {
             return Err(InstallError::Full);
@@ -184,6 +250,8 @@ impl<P: EspProvider> Datapath<P> {
             subscriber: sa.subscriber,
             key,
             bridge,
+            shared,
+            asked: start.map(|_| [None; 2]),
             counters,
             pair: None,
         });
@@ -208,9 +276,31 @@ impl<P: EspProvider> Datapath<P> {
 
     /// Every SA with its counters.
     pub fn counters(&self) -> impl Iterator<Item = (SubscriberHandle, SaKey, SaCounters)> {
-        self.entries
-            .iter()
-            .map(|(_, entry)| (entry.subscriber, entry.key, entry.counters))
+        self.entries.iter().map(|(_, entry)| {
+            let stages = entry.shared.as_ref().map(|shared| shared.stages());
+            let counters = SaCounters {
+                stages,
+                ..entry.counters
+            };
+            (entry.subscriber, entry.key, counters)
+        })
+    }
+
+    /// What a sender [asked](Notice::Reserve) to have stored is stored.
+    pub fn grant(&mut self, key: &SaKey, to_peer: bool, wanted: &Wanted) {
+        let slot = self.to_peer.get(&(key.local, key.remote, key.spi_out));
+        let Some(entry) = slot.and_then(|slot| self.entries.get_mut(*slot)) else {
+            return;
+        };
+        if let Some(bridge) = &mut entry.bridge {
+            bridge.reserve(to_peer, wanted.limit);
+        }
+        if let Some(shared) = &mut entry.shared {
+            shared.grant(to_peer, wanted);
+        }
+        if let Some([peer, terminal]) = &mut entry.asked {
+            *(if to_peer { peer } else { terminal }) = None;
+        }
     }
 
     /// What happened since the last call.
@@ -232,6 +322,16 @@ impl<P: EspProvider> Datapath<P> {
                     entry.key.spi_in,
                     bridge.take_event(),
                 );
+            }
+            if let Some(shared) = &mut entry.shared {
+                shared.tick(now);
+                let event = shared.take_event();
+                tell_limit(&mut self.notices, entry.subscriber, entry.key.spi_in, event);
+            }
+            // Whatever was asked and not answered is asked again.
+            if entry.asked.is_some() {
+                entry.asked = Some([None; 2]);
+                ask(&mut self.notices, entry);
             }
         }
     }
@@ -317,6 +417,26 @@ impl<P: EspProvider> Datapath<P> {
                 entry.key.spi_in,
                 bridge.take_event(),
             );
+        }
+        if let Some(shared) = &mut entry.shared {
+            let to_peer = from == Side::Terminal;
+            let passed = if to_peer {
+                shared.to_peer(now, packet, rng)
+            } else {
+                shared.to_terminal(now, packet, rng)
+            };
+            entry.counters.untouched += u64::from(matches!(passed, Ok(Passed::Untouched | Passed::Degraded)));
+            if passed == Ok(Passed::Degraded) {
+                // Once in the life of a key, so it must not get lost.
+                let key = entry.key;
+                self.notices.push(Notice::Degraded { key, to_peer });
+            }
+            let event = shared.take_event();
+            tell_limit(&mut self.notices, entry.subscriber, entry.key.spi_in, event);
+            passage = passed.map(|_| Passage::Onward);
+        }
+        if entry.asked.is_some() {
+            ask(&mut self.notices, entry);
         }
         let passage = passage.inspect_err(|_| entry.counters.refused += 1)?;
         match from {
@@ -486,6 +606,31 @@ fn relayed<T: EspTransform>(
 fn tell(notices: &mut Vec<Notice>, notice: Notice) {
     if notices.len() < MAX_NOTICES && !notices.contains(&notice) {
         notices.push(notice);
+    }
+}
+
+/// Tells what the senders want stored, each wish once.
+fn ask<T: EspTransform>(notices: &mut Vec<Notice>, entry: &mut Entry<T>) {
+    let wanted = match (&entry.bridge, &entry.shared) {
+        (Some(bridge), _) => bridge
+            .wanted()
+            .map(|limit| limit.map(|limit| Wanted { limit, top: None })),
+        (None, Some(shared)) => shared.wanted(),
+        (None, None) => return,
+    };
+    let Some(asked) = &mut entry.asked else {
+        return;
+    };
+    for (side, (wanted, asked)) in wanted.into_iter().zip(asked).enumerate() {
+        let Some(wanted) = wanted.filter(|_| asked.is_none() && notices.len() < MAX_NOTICES) else {
+            continue;
+        };
+        *asked = Some(wanted);
+        notices.push(Notice::Reserve {
+            key: entry.key,
+            to_peer: side == 0,
+            wanted,
+        });
     }
 }
 

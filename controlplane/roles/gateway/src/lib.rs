@@ -6,6 +6,7 @@
 //! | [`datapath`] | what becomes of each ESP packet |
 //! | [`datagram`] | UDP datagrams in and out of IP packets |
 //! | [`relay`] | the TCP relay between the halves of the SAs |
+//! | [`stored`] | SAs and policies that people brought |
 //! | [`worker`] | the thread that moves the frames |
 //! | [`limiter`] | floods cost their source, not the others |
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ pub mod datagram;
 pub mod datapath;
 pub mod limiter;
 pub mod relay;
+pub mod stored;
 pub mod worker;
 
 pub use control::Control;

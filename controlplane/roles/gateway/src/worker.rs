@@ -30,13 +30,15 @@ use towpath_common::abi::DivertMeta;
 use towpath_common::counter::{DivertKind, FibStatus};
 use towpath_common::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6, checksum_update16};
 use towpath_fabric::GatewaySa;
+use towpath_ipsec::shared::Wanted;
 use towpath_kernel::{RawIpSender, SendError};
 use towpath_tcp::relay::rules::Rules;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::datapath::{Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey};
+use crate::datapath::{Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey, StoredStart};
 use crate::relay::{Egress, FlowView, RelayTotals};
+use crate::stored::Installation;
 
 /// Packets taken from one port at a time.
 const BATCH: usize = 64;
@@ -52,6 +54,8 @@ const COMMANDS: usize = 4096;
 /// What the control thread tells a worker.
 enum Command {
     Install(Box<GatewaySa>),
+    InstallStored(Box<Installation>),
+    Grant(SaKey, bool, Wanted),
     Remove(SaKey),
     Rules(SubscriberHandle, Option<Arc<Rules>>),
     Snapshot(oneshot::Sender<Snapshot>),
@@ -239,6 +243,16 @@ impl Worker {
         self.command(Command::Install(sa));
     }
 
+    /// Gives it an SA whose keys outlive the process.
+    pub fn install_stored(&self, installation: Box<Installation>) {
+        self.command(Command::InstallStored(installation));
+    }
+
+    /// What a sender [asked](Notice::Reserve) to have stored is stored.
+    pub fn grant(&self, key: SaKey, to_peer: bool, wanted: Wanted) {
+        self.command(Command::Grant(key, to_peer, wanted));
+    }
+
     /// Takes an SA away.
     pub fn remove(&self, key: SaKey) {
         self.command(Command::Remove(key));
@@ -353,7 +367,13 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
     fn obey(&mut self, now: Instant) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Install(sa)) => self.path.install(now, &sa),
+                Ok(Command::Install(sa)) => self.path.install(now, &sa, None),
+                Ok(Command::InstallStored(stored)) => {
+                    self.path.install(now, &stored.sa, Some(&stored.start));
+                }
+                Ok(Command::Grant(key, to_peer, wanted)) => {
+                    self.path.datapath.grant(&key, to_peer, &wanted);
+                }
                 Ok(Command::Remove(key)) => {
                     self.path.datapath.remove(&key);
                 }
@@ -522,8 +542,12 @@ impl<P: EspProvider, R: Rng> Path<P, R> {
         }
     }
 
-    fn install(&mut self, now: Instant, sa: &GatewaySa) {
-        if let Err(error) = self.datapath.install(now, sa) {
+    fn install(&mut self, now: Instant, sa: &GatewaySa, start: Option<&StoredStart>) {
+        let outcome = match start {
+            None => self.datapath.install(now, sa),
+            Some(start) => self.datapath.install_stored(now, sa, start),
+        };
+        if let Err(error) = outcome {
             tracing::error!(?error, terminal = %sa.local, peer = %sa.remote, "SA not installed");
             let key = SaKey {
                 local: sa.local,

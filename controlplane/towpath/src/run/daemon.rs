@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use towpath_base::crypto::Rng;
 use towpath_base::profile::Subscriber;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_bpf::{CompiledProfile, Dataplane};
@@ -15,13 +16,16 @@ use towpath_crypto::{IkeCrypto, SystemRng};
 use towpath_fabric::{Datagram, FromKeyserver, FromRegistry};
 use towpath_gateway::control::{Control, Limits, Output};
 use towpath_gateway::datagram;
+use towpath_gateway::datapath::SaKey;
+use towpath_gateway::stored::{Installation, Stored};
 use towpath_gateway::worker::{FromWorker, Worker};
+use towpath_ipsec::shared::Wanted;
 use towpath_kernel::{RawIpSender, SendError};
 use towpath_keyserver::Keyserver;
 use towpath_keyx::ReservedSpi;
 use towpath_keyx::transfer::Backoff;
 use towpath_registry::{Destination, Registry};
-use towpath_store::{Kek, RedbStore};
+use towpath_store::{Kek, RedbStore, Store};
 use towpath_telemetry::admin::{Event, EventBus, Request, Responder};
 
 use super::keylog::KeyLog;
@@ -43,6 +47,10 @@ pub(super) struct Daemon {
     kernel: RawIpSender,
     events: EventBus,
     keylog: Option<KeyLog>,
+    /// SAs and policies that people brought.
+    pub(super) stored: Stored,
+    /// Directions of shared-key SAs that fell to class `none`.
+    pub(super) degraded_sas: u64,
 }
 
 impl Daemon {
@@ -57,6 +65,11 @@ impl Daemon {
         let store = RedbStore::open(&config.store.path, &kek)?;
         let now = super::now();
         let unix_now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let find = |operator: &str, name: &str| match store.find(operator, name) {
+            Ok(found) => found.map(|subscriber| subscriber.handle),
+            Err(_) => None,
+        };
+        let stored = Stored::open(Box::new(store.clone()), seed(), find).context("stored SAs")?;
         let registry = Registry::new(
             Box::new(store),
             registry_config(&config),
@@ -82,13 +95,54 @@ impl Daemon {
             worker,
             events,
             keylog,
+            stored,
+            degraded_sas: 0,
         })
     }
 
     /// Serves the fixed attachments and the registrations that outlived the former process.
     pub(super) fn start(&mut self, now: Instant) {
         self.forget_stale_profiles();
+        self.install_stored();
         self.settle(now);
+    }
+
+    /// Manual SAs go on where the former process can have been at most.
+    fn install_stored(&mut self) {
+        match self.stored.installations() {
+            Ok(installations) => {
+                for installation in installations {
+                    self.give(installation);
+                }
+            }
+            Err(error) => tracing::error!(%error, "manual SAs not served"),
+        }
+    }
+
+    /// Hands a stored SA to the worker.
+    pub(super) fn give(&mut self, installation: Installation) {
+        if let Some(keylog) = &mut self.keylog {
+            keylog.sa(&installation.sa);
+        }
+        self.worker.install_stored(Box::new(installation));
+    }
+
+    /// A sender wants numbers: on the disk first. A failure leaves it with what it has, and it asks again.
+    fn reserve(&mut self, key: &SaKey, to_peer: bool, wanted: Wanted) {
+        match self.stored.reserve(key, to_peer, wanted) {
+            Ok(Some(granted)) => self.worker.grant(*key, to_peer, granted),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, terminal = %key.local, peer = %key.remote, "numbers not reserved")
+            }
+        }
+    }
+
+    fn degraded(&mut self, key: &SaKey, to_peer: bool) {
+        self.degraded_sas += 1;
+        if let Err(error) = self.stored.degraded(key, to_peer) {
+            tracing::error!(%error, terminal = %key.local, peer = %key.remote, "degradation not stored");
+        }
     }
 
     /// Entries in the pinned maps that a former process left: the grants that follow write what holds now.
@@ -200,6 +254,8 @@ impl Daemon {
             Output::Unserve(handle) => self.unserve(handle),
             Output::Install(sa) => self.worker.install(sa),
             Output::Remove(key) => self.worker.remove(key),
+            Output::Reserve { key, to_peer, wanted } => self.reserve(&key, to_peer, wanted),
+            Output::Degraded { key, to_peer } => self.degraded(&key, to_peer),
             Output::Count(reason) => self.count(reason),
             Output::Event(event) => self.publish(event),
         }
@@ -298,6 +354,13 @@ impl Daemon {
             ..Event::default()
         });
     }
+}
+
+/// Random, so that nobody can choose packets that push each other out of a cache.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    SystemRng.fill(&mut bytes);
+    u64::from_ne_bytes(bytes)
 }
 
 /// The source address the kernel's routing chooses for `destination`. Nothing is sent.

@@ -36,16 +36,26 @@ impl KeyLog {
 
     /// Keys of an SA of class `full`; of class `none` this process keeps none.
     pub(super) fn sa(&mut self, sa: &GatewaySa) {
-        if let GatewayKeys::Full {
-            peer,
-            segment_in,
-            segment_out,
-        } = &sa.keys
-        {
-            self.keys("peer_in", &peer.keys_in);
-            self.keys("peer_out", &peer.keys_out);
-            self.keys("segment_in", segment_in);
-            self.keys("segment_out", segment_out);
+        match &sa.keys {
+            GatewayKeys::None => {}
+            GatewayKeys::Full {
+                peer,
+                segment_in,
+                segment_out,
+            } => {
+                self.keys("peer_in", &peer.keys_in);
+                self.keys("peer_out", &peer.keys_out);
+                self.keys("segment_in", segment_in);
+                self.keys("segment_out", segment_out);
+            }
+            GatewayKeys::Inspect(keys) => {
+                self.line("inspect_in", keys.cipher_in.expose());
+                self.line("inspect_out", keys.cipher_out.expose());
+            }
+            GatewayKeys::Shared { sa } => {
+                self.keys("shared_in", &sa.keys_in);
+                self.keys("shared_out", &sa.keys_out);
+            }
         }
     }
 

@@ -1,0 +1,209 @@
+use towpath_base::policy::PolicySelector;
+use towpath_base::sa::{EspKeys, EspSuite, Lifetime, Mode};
+use towpath_base::{Instant, SecretKey};
+use towpath_ipsec::soft::SoftEsp;
+use towpath_store::{Kek, RedbStore};
+
+use super::*;
+use crate::datapath::Datapath;
+
+fn store() -> RedbStore {
+    RedbStore::in_memory(&Kek::new(SecretKey::new([7; 32]))).unwrap()
+}
+
+fn open(store: &RedbStore) -> Stored {
+    Stored::open(Box::new(store.clone()), 1, |_, name| {
+        (name == "alice").then_some(SubscriberHandle(3))
+    })
+    .unwrap()
+}
+
+fn keys(fill: u8) -> EspKeys {
+    EspKeys::split(EspSuite::Aes128Gcm16, &[fill; 20]).unwrap()
+}
+
+fn sa(name: &str, spi: u32, keys: ManualKeys) -> ManualSa {
+    ManualSa {
+        id: 0,
+        name: name.into(),
+        operator: "default".into(),
+        subscriber: "alice".into(),
+        terminal: "10.0.0.1".parse().unwrap(),
+        peer: "10.0.0.2".parse().unwrap(),
+        spi_in: Spi(spi),
+        spi_out: Spi(spi + 1),
+        suite: EspSuite::Aes128Gcm16,
+        mode: Mode::Transport,
+        esn: false,
+        encap: None,
+        local_ts: Vec::new(),
+        remote_ts: Vec::new(),
+        lifetime: Lifetime::default(),
+        keys,
+    }
+}
+
+fn segments(fill: u8) -> ManualKeys {
+    ManualKeys::Segments {
+        peer_in: keys(fill),
+        peer_out: keys(fill + 1),
+        segment_in: keys(fill + 2),
+        segment_out: keys(fill + 3),
+    }
+}
+
+fn shared(fill: u8) -> ManualKeys {
+    ManualKeys::Shared {
+        keys_in: keys(fill),
+        keys_out: keys(fill + 1),
+    }
+}
+
+#[test]
+fn an_sa_survives_the_process_and_its_numbers_go_on_above() {
+    let store = store();
+    let first = open(&store)
+        .add(sa("a", 0x1000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    assert_eq!(
+        (first.start.to_peer.stored, first.start.to_peer.limit),
+        (0, BLOCK)
+    );
+    for restart in 1..4 {
+        let again = open(&store).installations().unwrap();
+        let [again] = &again[..] else { panic!() };
+        assert_eq!(again.sa, first.sa);
+        for start in [again.start.to_peer, again.start.to_terminal] {
+            assert_eq!(
+                (start.stored, start.limit),
+                (restart * BLOCK, (restart + 1) * BLOCK)
+            );
+        }
+    }
+}
+
+#[test]
+fn the_mark_belongs_to_the_key_and_not_to_the_sa() {
+    let store = store();
+    let mut stored = open(&store);
+    stored
+        .add(sa("a", 0x1000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    stored.remove("a").unwrap();
+    // The same keys under another name and other SPIs.
+    let again = stored
+        .add(sa("b", 0x2000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    assert_eq!(again.start.to_peer.stored, BLOCK);
+    // Also where only one sender's key comes back.
+    stored.remove("b").unwrap();
+    let moved = ManualKeys::Shared {
+        keys_in: keys(50),
+        keys_out: keys(2),
+    };
+    let moved = stored.add(sa("c", 0x3000, moved), SubscriberHandle(3)).unwrap();
+    assert_eq!(moved.start.to_peer.stored, 2 * BLOCK);
+    assert_eq!(moved.start.to_terminal.stored, 0);
+}
+
+#[test]
+fn a_key_of_another_sa_a_taken_name_and_a_taken_spi_are_conflicts() {
+    let store = store();
+    let mut stored = open(&store);
+    stored
+        .add(sa("a", 0x1000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    for (bad, expected) in [
+        (sa("a", 0x2000, segments(20)), "name: an SA `a` exists"),
+        (sa("b", 0x2000, shared(4)), "keys: SA `a` uses one of them"),
+        (sa("b", 0x1000, segments(20)), "spi: an SA with this SPI"),
+    ] {
+        let error = stored.add(bad, SubscriberHandle(3)).unwrap_err();
+        assert!(
+            matches!(error, StoredError::Conflict(_)) && error.to_string().starts_with(expected),
+            "{error}"
+        );
+    }
+    assert_eq!((stored.sas().count(), stored.sad().len()), (1, 2));
+    assert_eq!(open(&store).sas().count(), 1);
+}
+
+#[test]
+fn a_shared_counter_mode_key_gets_no_numbers_before_its_proof_and_none_after_a_breach() {
+    let store = store();
+    let mut stored = open(&store);
+    let installed = stored
+        .add(sa("a", 0x1000, shared(1)), SubscriberHandle(3))
+        .unwrap();
+    assert_eq!(installed.start, StoredStart::default());
+    let key = key_of(stored.find("a").unwrap());
+    let wanted = Wanted {
+        limit: BLOCK,
+        top: Some(5),
+    };
+    assert_eq!(stored.reserve(&key, true, wanted).unwrap(), Some(wanted));
+    let start = open(&store).installations().unwrap()[0].start;
+    assert_eq!((start.to_peer.stored, start.to_peer.limit), (BLOCK, 2 * BLOCK));
+    assert_eq!((start.to_peer.top, start.to_terminal.top), (Some(5), None));
+    // Another half than the one that was proven first.
+    let other = Wanted {
+        top: Some(6),
+        ..wanted
+    };
+    assert_eq!(stored.reserve(&key, true, other).unwrap(), None);
+    stored.degraded(&key, true).unwrap();
+    assert_eq!(stored.reserve(&key, true, wanted).unwrap(), None);
+    let start = open(&store).installations().unwrap()[0].start;
+    assert!(start.to_peer.degraded && start.to_peer.stored == start.to_peer.limit);
+}
+
+#[test]
+fn policies_are_stored_ordered_and_hold_the_sas_they_name() {
+    let store = store();
+    let mut stored = open(&store);
+    let policy = |order, sas: Vec<u64>| Policy {
+        id: 0,
+        order,
+        name: String::new(),
+        selector: PolicySelector::default(),
+        action: PolicyAction::Protect { sas, class: None },
+    };
+    assert!(matches!(
+        stored.add_policy(policy(1, vec![9])),
+        Err(StoredError::NotFound(_))
+    ));
+    stored
+        .add(sa("a", 0x1000, ManualKeys::None), SubscriberHandle(3))
+        .unwrap();
+    let id = stored.find("a").unwrap().id;
+    stored.add_policy(policy(5, vec![])).unwrap();
+    let holder = stored.add_policy(policy(1, vec![id])).unwrap();
+    assert!(matches!(stored.remove("a"), Err(StoredError::Conflict(_))));
+    let orders: Vec<u32> = open(&store).spd().iter().map(|policy| policy.order).collect();
+    assert_eq!(orders, [1, 5]);
+    stored.remove_policy(holder.id).unwrap();
+    assert!(stored.remove_policy(holder.id).is_err());
+    stored.remove("a").unwrap();
+    assert_eq!((open(&store).sas().count(), open(&store).spd().len()), (0, 1));
+}
+
+#[test]
+fn a_worker_takes_what_the_store_gives() {
+    let store = store();
+    let mut stored = open(&store);
+    let mut path = Datapath::new(SoftEsp, 8);
+    for (name, spi, keys) in [
+        ("a", 0x1000, segments(1)),
+        ("b", 0x2000, shared(20)),
+        ("c", 0x3000, ManualKeys::None),
+    ] {
+        let installation = stored.add(sa(name, spi, keys), SubscriberHandle(3)).unwrap();
+        path.install_stored(Instant::from_secs(1), &installation.sa, &installation.start)
+            .unwrap();
+    }
+    let stages: Vec<_> = path
+        .counters()
+        .map(|(_, _, counters)| counters.stages.is_some())
+        .collect();
+    assert_eq!(stages, [false, true, false]);
+}
