@@ -11,6 +11,8 @@ mod attacks;
 mod lab;
 mod linkem;
 mod proxied;
+mod rekeys;
+mod relay;
 mod restart;
 
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! The main job in the lab: a terminal without IKE talks IPsec with an unmodified peer.
 //!
 //! [`scenario`] lists what is shown, [`stack`] starts Towpath, [`runner`] runs one scenario, [`judge`] reads the
-//! captures, [`table`] prints the result, [`live`] shows it as it happens.
+//! captures, [`rekeys`] replaces keys under load, [`table`] prints the result, [`live`] shows it as it happens.
 
 pub mod judge;
 pub mod live;
+pub mod rekeys;
 pub mod runner;
 pub mod scenario;
 pub mod stack;
@@ -37,6 +38,10 @@ pub struct Args {
     /// With --once: leave the lab up when a scenario failed
     #[arg(long, requires = "once")]
     pub keep: bool,
+    /// Replace keys every second or two for this many seconds while packets flow, with the kernel peer unless --peer
+    /// says otherwise; exit 0 if none was lost
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["once", "iface"])]
+    pub rekeys: Option<u64>,
     /// Use the programs and the XDP object that are there, without building
     #[arg(long)]
     pub no_build: bool,
@@ -67,6 +72,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     match &args.config {
         Some(config) => real_interfaces(&args.iface, config, &object),
         None if args.once => once(root, args, &object),
+        None if args.rekeys.is_some() => replace_keys(root, args, &object),
         None => live::run(root, args, &object),
     }
 }
@@ -117,17 +123,62 @@ fn real_interfaces(ifaces: &[String], config: &Path, object: &Path) -> Result<()
 
 /// Brings up an ephemeral lab with Towpath in it: for tests. The XDP object must have been built.
 pub fn stack_for_test(name: &str, peer: PeerKind) -> Result<Stack> {
+    stack_for_test_with(name, peer, "")
+}
+
+/// As [`stack_for_test`], with `extra` at the end of the gateway's configuration.
+pub fn stack_for_test_with(name: &str, peer: PeerKind, extra: &str) -> Result<Stack> {
     let root = crate::root();
     let object = ebpf::object_path(&root);
     if !object.exists() {
         bail!("the XDP program is not built: cargo xtask build-ebpf");
     }
     let lab = Lab::ephemeral(&root, name, peer)?;
-    let mut stack = Stack::start(lab, &object)?;
+    let mut stack = Stack::start_with(lab, &object, extra)?;
     for node in [Node::Tb, Node::Peer] {
         runner::start_server(&mut stack.lab, node)?;
     }
     Ok(stack)
+}
+
+/// Keys are replaced under load; an error when a packet was lost.
+fn replace_keys(root: &Path, args: &Args, object: &Path) -> Result<()> {
+    let instance = args.instance.clone().unwrap_or_else(|| "rekeys".to_owned());
+    let options = Options {
+        linkem: false,
+        instance: instance.clone(),
+        peer: args.peer.unwrap_or_default(),
+    };
+    Lab::down_instance(root, &instance)?;
+    let stack = Stack::start(Lab::up(root, &options)?, object)?;
+    let stream = rekeys::Stream {
+        terminal: Node::Ta,
+        family: crate::lab::Family::V4,
+    };
+    let seconds = std::time::Duration::from_secs(args.rekeys.unwrap_or(600).max(20));
+    let report = rekeys::run(&stack, stream, seconds);
+    stack.stop();
+    Lab::down_instance(root, &instance)?;
+    let report = report?;
+    println!(
+        "{} packets sent, {} answered; CHILD SAs replaced by the peer {}, by us {}, by both at once {}; IKE SAs {}, {}, {}",
+        report.sent,
+        report.answered,
+        report.children[0],
+        report.children[1],
+        report.children[2],
+        report.ikes[0],
+        report.ikes[1],
+        report.ikes[2],
+    );
+    if report.passed() {
+        return Ok(());
+    }
+    bail!(
+        "{} packets lost, {} CHILD SAs left where one is expected",
+        report.sent - report.answered,
+        report.left
+    )
 }
 
 /// Every scenario once; an error when one failed.

@@ -40,11 +40,18 @@ pub struct Stack {
     daemon: Option<Process>,
     agents: Vec<Process>,
     secrets: Vec<Vec<u8>>,
+    /// More of the gateway's configuration.
+    extra: String,
 }
 
 impl Stack {
     /// Starts everything in `lab`; both terminals are registered when this returns.
     pub fn start(lab: Lab, xdp_object: &Path) -> Result<Self> {
+        Self::start_with(lab, xdp_object, "")
+    }
+
+    /// As [`Stack::start`], with `extra` at the end of the gateway's configuration.
+    pub fn start_with(lab: Lab, xdp_object: &Path, extra: &str) -> Result<Self> {
         let dir = lab.dir().join("towpath");
         let _ = fs::remove_dir_all(&dir);
         let _ = fs::remove_dir_all(lab.pin_dir());
@@ -57,6 +64,7 @@ impl Stack {
             daemon: None,
             agents: vec![],
             secrets: vec![],
+            extra: extra.to_owned(),
         };
         stack.write_private("store.key", &hex(&random()?))?;
         stack.write_private("gw.toml", &stack.gateway_config())?;
@@ -99,7 +107,8 @@ impl Stack {
         format!(
             "roles = [\"gateway\", \"keyserver\", \"registry\"]\n\n[gateway]\npin_dir = {pins:?}\n\
              bpf_object = {object:?}\nreserved_spi = {RESERVED_SPI}\n\n{ports}[store]\npath = {store:?}\n\
-             kek_file = {kek:?}\n\n[admin]\nsocket = {socket:?}\n\n[debug]\nkey_log = {keys:?}\n",
+             kek_file = {kek:?}\n\n[admin]\nsocket = {socket:?}\n\n[debug]\nkey_log = {keys:?}\n\n{extra}",
+            extra = self.extra,
             pins = self.lab.pin_dir(),
             object = self.xdp_object,
             store = self.path("towpath.redb"),
