@@ -5,6 +5,7 @@
 
 mod dataplane;
 mod netns;
+mod tcp;
 mod terminal;
 
 use std::collections::BTreeMap;
@@ -19,11 +20,17 @@ use serde::Serialize;
 /// Options of `cargo xtask bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to measure: dataplane, terminal.
+    /// What to measure: dataplane, tcp, terminal.
     pub name: String,
     /// Finish within five minutes.
     #[arg(long)]
     pub quick: bool,
+    /// Measure only these parts, separated by commas (tcp: goodput, megabyte, snoop, sharing).
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    pub only: Vec<String>,
+    /// Measure the programs as they are built, optimised or not.
+    #[arg(long, hide = true)]
+    pub as_built: bool,
     /// Write the records here, too.
     #[arg(long)]
     pub json: Option<PathBuf>,
@@ -126,6 +133,10 @@ fn round(value: f64) -> f64 {
 
 /// Prints records for people.
 pub fn print_table(records: &[Record]) {
+    println!("{}", table(records));
+}
+
+fn table(records: &[Record]) -> Table {
     let mut table = Table::new();
     table
         .load_preset(presets::UTF8_BORDERS_ONLY)
@@ -156,7 +167,7 @@ pub fn print_table(records: &[Record]) {
             arms.join("\n"),
         ]);
     }
-    println!("{table}");
+    table
 }
 
 /// Runs one benchmark, prints its table, and keeps its records under `target/bench`.
@@ -164,13 +175,18 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     let records = match args.name.as_str() {
         "dataplane" if cfg!(debug_assertions) => return run_optimised(root, args),
         "dataplane" => dataplane::run(root, args)?,
+        "tcp" if cfg!(debug_assertions) && !args.as_built => return run_optimised(root, args),
+        "tcp" => tcp::run(root, args)?,
         "terminal" => terminal::run(root, args)?,
         other => {
-            let known = "there are dataplane and terminal";
+            let known = "there are dataplane, tcp and terminal";
             return Err(crate::sh::Usage(format!("there is no benchmark {other:?}; {known}")).into());
         }
     };
     print_table(&records);
+    if args.name == "tcp" {
+        tcp::write(root, &records, &table(&records).to_string())?;
+    }
     let kept = root.join("target/bench").join(format!("{}.json", args.name));
     for path in [Some(&kept), args.json.as_ref()].into_iter().flatten() {
         write_json(path, &records)?;
@@ -189,25 +205,34 @@ fn write_json(path: &Path, records: &[Record]) -> Result<()> {
 
 /// The packet loops of this very program are measured: let the compiler do its best first.
 fn run_optimised(root: &Path, args: &Args) -> Result<()> {
-    let mut command = Command::new("cargo");
-    command.current_dir(root).args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--release",
-        "--package",
-        "xtask",
-        "--",
-    ]);
-    command.args(["bench", &args.name]);
+    println!("bench: building the benchmark optimised");
+    let packages: &[&str] = if args.name == "tcp" {
+        &["xtask", "towpath"]
+    } else {
+        &["xtask"]
+    };
+    let mut build = Command::new("cargo");
+    build
+        .current_dir(root)
+        .args(["build", "--quiet", "--locked", "--release"]);
+    for package in packages {
+        build.args(["--package", package]);
+    }
+    if !build.status().context("cannot start cargo")?.success() {
+        bail!("the benchmark could not be built");
+    }
+    let mut command = Command::new(root.join("target/release/xtask"));
+    command.current_dir(root).args(["bench", &args.name]);
+    if !args.only.is_empty() {
+        command.arg(format!("--only={}", args.only.join(",")));
+    }
     if args.quick {
         command.arg("--quick");
     }
     if let Some(path) = &args.json {
         command.arg("--json").arg(std::path::absolute(path)?);
     }
-    println!("bench: building the benchmark optimised");
-    let status = command.status().context("cannot start cargo")?;
+    let status = command.status().context("cannot start the benchmark")?;
     if !status.success() {
         bail!("the benchmark did not finish ({status})");
     }

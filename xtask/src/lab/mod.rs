@@ -141,13 +141,18 @@ impl Lab {
     /// Brings up a lab that goes away when the value does: for tests. The instance's name gets the
     /// process id, so that tests do not meet.
     pub fn ephemeral(root: &Path, name: &str, peer: PeerKind) -> Result<Self> {
+        Self::ephemeral_with(root, name, peer, false)
+    }
+
+    /// As [`Lab::ephemeral`], with a link emulator if told so.
+    pub fn ephemeral_with(root: &Path, name: &str, peer: PeerKind, linkem: bool) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let instance = format!("{name}-{}-{count}", std::process::id());
         let options = Options {
             instance,
             peer,
-            linkem: false,
+            linkem,
         };
         let mut lab = Self::up(root, &options)?;
         lab.ephemeral = true;

@@ -1,0 +1,101 @@
+//! `cargo xtask bench tcp`: the TCP relay over emulated radio links, beside end-to-end TCP of this kernel.
+//!
+//! What the figures mean, and the bound's efficiency, is written in `controlplane/docs/link-emulator.md`.
+
+mod bulk;
+mod plot;
+mod stage;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use self::stage::Stage;
+use super::{Args, Record};
+use crate::sh::Usage;
+
+/// A part: its name, and what it measures.
+type Part = (&'static str, fn(&Stage, &Plan) -> Result<Vec<Record>>);
+
+/// The parts, in the order in which they are measured.
+const PARTS: [Part; 4] = [
+    ("goodput", bulk::goodput),
+    ("megabyte", bulk::megabyte),
+    ("snoop", bulk::snoop),
+    ("sharing", bulk::sharing),
+];
+
+/// Figures that cannot be measured yet, and why.
+const MISSING: [(&str, &str); 1] = [(
+    "tcp.relay_vs_null",
+    "no suite without encryption can be negotiated",
+)];
+
+/// How long and how often.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    rounds: usize,
+    /// Rounds of what takes a second.
+    short_rounds: usize,
+    /// Two connections side by side: left out at the start, and all.
+    sharing: (Duration, Duration),
+    quick: bool,
+}
+
+impl Plan {
+    fn new(quick: bool) -> Self {
+        let seconds = |a, b| (Duration::from_secs(a), Duration::from_secs(b));
+        Self {
+            rounds: if quick { 1 } else { 7 },
+            short_rounds: if quick { 5 } else { 15 },
+            sharing: if quick { seconds(5, 20) } else { seconds(10, 60) },
+            quick,
+        }
+    }
+
+    /// For a round trip in milliseconds: what is left out at the start, and the whole time.
+    fn times(&self, rtt: u64) -> (Duration, Duration) {
+        let seconds = match (rtt >= 600, self.quick) {
+            (false, true) => (3, 9),
+            (true, true) => (8, 20),
+            (false, false) => (4, 24),
+            (true, false) => (12, 52),
+        };
+        (Duration::from_secs(seconds.0), Duration::from_secs(seconds.1))
+    }
+}
+
+/// Writes the table and the picture beside the records.
+pub(super) fn write(root: &Path, records: &[Record], table: &str) -> Result<()> {
+    let folder = root.join("target/bench");
+    std::fs::create_dir_all(&folder)?;
+    for (name, text) in [("tcp.txt", format!("{table}\n")), ("tcp.svg", plot::svg(records))] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    println!("table and plot: tcp.txt and tcp.svg in {}", folder.display());
+    Ok(())
+}
+
+/// Measures and returns the records.
+pub(super) fn run(root: &Path, args: &Args) -> Result<Vec<Record>> {
+    let known = PARTS.map(|(name, _)| name);
+    if let Some(wrong) = args.only.iter().find(|name| !known.contains(&name.as_str())) {
+        let known = known.join(", ");
+        return Err(Usage(format!("--only is {wrong:?}; expected some of {known}")).into());
+    }
+    let stage = Stage::new(root)?;
+    let plan = Plan::new(args.quick);
+    let mut records = Vec::new();
+    for (name, measure) in PARTS {
+        if args.only.is_empty() || args.only.iter().any(|only| only == name) {
+            println!("bench: {name}");
+            records.extend(measure(&stage, &plan)?);
+        }
+    }
+    for (id, why) in MISSING {
+        println!("bench: {id} is not measured: {why}");
+    }
+    Ok(records)
+}
