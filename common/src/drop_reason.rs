@@ -84,6 +84,8 @@ drop_reasons! {
     ReassemblyLimit = "reassembly_limit", "no room for another fragment";
     ReassemblyTimeout = "reassembly_timeout", "fragments whose rest did not arrive in time";
     FragmentKept = "fragment_kept", "fragment kept until the rest of its datagram arrives, no loss";
+    EcnNotCapable = "ecn_not_capable", "congestion marked outside a packet that is not ECN-capable (RFC 6040 4.2)";
+    IcmpNotOurs = "icmp_not_ours", "ICMP error that quotes nothing this SA may have sent";
 }
 
 #[cfg(test)]

@@ -173,8 +173,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         let at = locate::esp(packet.bytes())?;
         let plain = self.decrypt(now, packet.bytes_mut(), &at)?;
         self.meter.count(now, plain.len(self.mode, &at));
-        self.uncover(packet, &at, &plain)
-            .ok_or(DropReason::EspMalformed)?;
+        self.uncover(packet, &at, &plain)?;
         Ok(Opened {
             sequence: plain.sequence,
             flow: plain.flow,
@@ -270,23 +269,26 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     }
 
     /// Removes everything that is not the plain packet.
-    fn uncover(&self, packet: &mut PacketBuf<'_>, at: &Located, plain: &Plain) -> Option<()> {
-        packet.strip_back(packet.len().checked_sub(plain.payload_end)?)?;
+    fn uncover(&self, packet: &mut PacketBuf<'_>, at: &Located, plain: &Plain) -> Result<(), DropReason> {
+        let malformed = DropReason::EspMalformed;
+        let behind = packet.len().checked_sub(plain.payload_end).ok_or(malformed)?;
+        packet.strip_back(behind).ok_or(malformed)?;
         match self.mode {
             Mode::Tunnel => {
                 let tos = tos(packet.bytes());
-                packet.strip_front(plain.payload_at)?;
-                outer::propagate_ecn(tos, packet.bytes_mut());
+                packet.strip_front(plain.payload_at).ok_or(malformed)?;
+                outer::propagate_ecn(tos, packet.bytes_mut())?;
             }
             Mode::Transport => {
-                *packet.bytes_mut().get_mut(at.protocol_at)? = plain.next_header;
+                *packet.bytes_mut().get_mut(at.protocol_at).ok_or(malformed)? = plain.next_header;
                 let gap_at = at.udp_at.unwrap_or(at.esp_at);
-                packet.cut(gap_at, plain.payload_at.checked_sub(gap_at)?)?;
+                let gap = plain.payload_at.checked_sub(gap_at).ok_or(malformed)?;
+                packet.cut(gap_at, gap).ok_or(malformed)?;
                 ip::finish_header(packet.bytes_mut());
                 checksum::repair(packet.bytes_mut(), self.repair);
             }
         }
-        Some(())
+        Ok(())
     }
 }
 

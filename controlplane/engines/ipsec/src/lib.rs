@@ -14,6 +14,9 @@
 //! | [`shared`] | an SA whose keys the gateway shares with both ends |
 //! | [`inspect`] | looking inside with the cipher key alone |
 //! | [`highwater`] | sequence numbers that are stored before they are used |
+//! | [`pmtu`], [`icmp`] | the path MTU of an SA; "too big", said and heard |
+//! | [`fragment`], `reassembly` | cutting packets, and putting fragments together (the latter with `tables`) |
+//! | [`keepalive`] | keep-alives of UDP encapsulation |
 //! | [`lifetime`] | limits in time and bytes, soft and hard |
 //! | `sad`, `spd` | the databases of SAs and policies (feature `tables`, with `alloc`) |
 //! | [`soft`] | the algorithms in portable software |
@@ -26,14 +29,20 @@ extern crate alloc;
 pub mod ah;
 pub mod bridge;
 mod checksum;
+pub mod fragment;
 pub mod highwater;
+pub mod icmp;
 pub mod inbound;
 pub mod inspect;
 mod ip;
+pub mod keepalive;
 pub mod lifetime;
 pub mod locate;
 pub mod outbound;
 mod outer;
+pub mod pmtu;
+#[cfg(feature = "tables")]
+pub mod reassembly;
 #[cfg(feature = "tables")]
 pub mod sad;
 pub mod shared;
@@ -50,4 +59,6 @@ pub use inbound::{InboundSa, Opened};
 pub use lifetime::LifetimeEvent;
 pub use locate::{Flow, Located};
 pub use outbound::{OutboundSa, Sealed};
+pub use outer::{OuterDf, OuterDscp, OuterEcn, OuterPolicy};
+pub use pmtu::PathMtu;
 pub use shared::SharedBridge;

@@ -10,13 +10,17 @@ use towpath_common::wire::protocol;
 
 use crate::checksum;
 use crate::highwater::Reserved;
+use crate::icmp::TooBig;
 use crate::ip::{self, Ip, Walk, put16};
 use crate::lifetime::Meter;
 use crate::locate::{ESP_LEN, Flow, Located, UDP_LEN};
-use crate::outer::{self, Inner};
+use crate::outer::{self, Inner, OuterPolicy};
+use crate::pmtu::PathMtu;
 
 /// Last number used with ESN: one bit is left for the half of the IV space, nobody gets that far.
 const LAST_ESN: u64 = u64::MAX >> 1;
+/// An ICMP error may quote a packet sent this many packets ago, no earlier.
+pub const PLAUSIBLE: u64 = 1 << 16;
 /// Longest IV of any suite.
 const MAX_IV: usize = 16;
 
@@ -41,7 +45,8 @@ pub struct OutboundSa<T> {
     sources: Selectors,
     destinations: Selectors,
     meter: Meter,
-    path_mtu: Option<u16>,
+    path_mtu: PathMtu,
+    outer: OuterPolicy,
     reserved: Reserved,
     /// Top bit of the counter IVs, the half of their space this sender keeps to; see [`crate::shared`].
     iv_half: u64,
@@ -83,7 +88,8 @@ impl<T: EspTransform> OutboundSa<T> {
             sources: sa.local_ts,
             destinations: sa.remote_ts,
             meter: Meter::new(Lifetime::default(), now),
-            path_mtu: None,
+            path_mtu: PathMtu::NONE,
+            outer: OuterPolicy::default(),
             reserved: Reserved::EVERYTHING,
             iv_half: 0,
         })
@@ -188,7 +194,33 @@ impl<T: EspTransform> OutboundSa<T> {
     /// Refuse packets that sealed would be longer than this many bytes (IP header included): the hook of path
     /// MTU discovery. `None` refuses nothing.
     pub const fn set_path_mtu(&mut self, mtu: Option<u16>) {
-        self.path_mtu = mtu;
+        self.path_mtu.configure(mtu);
+    }
+
+    /// The path MTU, configured and learnt.
+    pub const fn path_mtu(&self) -> &PathMtu {
+        &self.path_mtu
+    }
+
+    /// What tunnel mode takes over into the outer header.
+    pub const fn set_outer_policy(&mut self, policy: OuterPolicy) {
+        self.outer = policy;
+    }
+
+    /// Believes a "too big" that quotes a packet this SA may have sent lately (RFC 4301 §8.2.1): addresses, SPI, and a
+    /// sequence number among the last [`PLAUSIBLE`]. Returns the new path MTU, `None` if it changes nothing.
+    ///
+    /// # Errors
+    /// [`DropReason::IcmpNotOurs`] if it is not plausible.
+    pub fn on_too_big(&mut self, now: Instant, told: &TooBig) -> Result<Option<u16>, DropReason> {
+        let ours = told.protocol == protocol::ESP
+            && (told.source, told.destination, told.spi) == (self.local, self.remote, self.spi);
+        // Only the low half is quoted; the difference is the same.
+        let ago = (self.last_sequence as u32).wrapping_sub(told.sequence);
+        if !ours || u64::from(ago) >= PLAUSIBLE.min(self.last_sequence) {
+            return Err(DropReason::IcmpNotOurs);
+        }
+        Ok(self.path_mtu.learn(now, told.mtu, self.local.is_ipv4()))
     }
 
     /// Largest plain IP packet that sealed is at most `mtu` bytes long; `inner_v4` is its family, which transport
@@ -231,7 +263,7 @@ impl<T: EspTransform> OutboundSa<T> {
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Sealed, DropReason> {
         self.meter.check(now)?;
-        let plan = self.plan(packet)?;
+        let plan = self.plan(now, packet)?;
         let sequence = self.next_sequence()?;
         let plain_len = packet.len();
         self.lay_out(packet, &plan, sequence)
@@ -247,7 +279,7 @@ impl<T: EspTransform> OutboundSa<T> {
     }
 
     /// Measures the packet to be made, and checks that it can be.
-    fn plan(&self, packet: &mut PacketBuf<'_>) -> Result<Plan, DropReason> {
+    fn plan(&self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Plan, DropReason> {
         let suite = self.transform.suite();
         let (ip, outer_len) = match self.mode {
             Mode::Transport => (Ip::parse(packet.bytes(), Walk::ToEspPlace)?, 0),
@@ -276,7 +308,7 @@ impl<T: EspTransform> OutboundSa<T> {
         } else {
             self.remote.is_ipv4()
         };
-        let limit = self.path_mtu.map_or(ip::max_len(outer_v4), usize::from);
+        let limit = self.path_mtu.at(now).map_or(ip::max_len(outer_v4), usize::from);
         if total > limit {
             return Err(DropReason::TooBig);
         }
@@ -291,7 +323,7 @@ impl<T: EspTransform> OutboundSa<T> {
             padding,
             back,
             next_header,
-            inner: Inner::of(packet.bytes(), &ip),
+            inner: Inner::of(packet.bytes(), &ip, self.outer),
         })
     }
 

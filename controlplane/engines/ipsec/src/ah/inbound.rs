@@ -108,7 +108,7 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
     pub fn open(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Opened, DropReason> {
         let at = locate(packet.bytes())?;
         let (sequence, flow, len) = self.check(now, packet.bytes_mut(), &at)?;
-        self.uncover(packet, &at, len).ok_or(DropReason::AhMalformed)?;
+        self.uncover(packet, &at, len)?;
         self.meter.count(now, packet.len());
         Ok(Opened { sequence, flow })
     }
@@ -167,20 +167,23 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
         }
     }
 
-    fn uncover(&self, packet: &mut PacketBuf<'_>, at: &LocatedAh, len: usize) -> Option<()> {
-        packet.strip_back(packet.len().checked_sub(at.payload_at + len)?)?;
+    fn uncover(&self, packet: &mut PacketBuf<'_>, at: &LocatedAh, len: usize) -> Result<(), DropReason> {
+        let malformed = DropReason::AhMalformed;
+        let behind = packet.len().checked_sub(at.payload_at + len).ok_or(malformed)?;
+        packet.strip_back(behind).ok_or(malformed)?;
         match self.mode {
             Mode::Tunnel => {
                 let tos = tos(packet.bytes());
-                packet.strip_front(at.payload_at)?;
-                outer::propagate_ecn(tos, packet.bytes_mut());
+                packet.strip_front(at.payload_at).ok_or(malformed)?;
+                outer::propagate_ecn(tos, packet.bytes_mut())?;
             }
             Mode::Transport => {
-                *packet.bytes_mut().get_mut(at.protocol_at)? = at.next_header;
-                packet.cut(at.ah_at, at.payload_at.checked_sub(at.ah_at)?)?;
+                *packet.bytes_mut().get_mut(at.protocol_at).ok_or(malformed)? = at.next_header;
+                let ah_len = at.payload_at.checked_sub(at.ah_at).ok_or(malformed)?;
+                packet.cut(at.ah_at, ah_len).ok_or(malformed)?;
                 ip::finish_header(packet.bytes_mut());
             }
         }
-        Some(())
+        Ok(())
     }
 }

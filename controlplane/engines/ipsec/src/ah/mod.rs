@@ -28,8 +28,8 @@ pub use outbound::AhOutbound;
 /// Length of AH without its ICV: next header, length, reserved, SPI, sequence number.
 pub(crate) const AH_LEN: usize = 12;
 
-/// Longest ICV of any algorithm.
-const MAX_ICV: usize = 32;
+/// As many zeros as the longest ICV has bytes.
+static ZERO: [u8; 32] = [0; 32];
 
 /// An AH packet inside an IP packet. Offsets count from the IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,14 +133,14 @@ impl<'a> Covered<'a> {
     /// RFC 4302 §3.3.3: header, AH with the ICV zero, its padding and the payload as they are, the unsent half.
     fn sign(self, key: &mut impl IcvTransform) -> Result<(), DropReason> {
         let high: &[u8] = if self.esn { &self.high } else { &[] };
-        let zero = &[0; MAX_ICV].get(..self.icv.len()).unwrap_or(&[])[..];
+        let zero = ZERO.get(..self.icv.len()).unwrap_or(&[]);
         let pieces = [self.frozen.bytes(), self.fixed, zero, self.rest, high];
         key.sign(&pieces, self.icv).map_err(|_| DropReason::EspAuthFailed)
     }
 
     fn verify(self, key: &mut impl IcvTransform) -> Result<(), DropReason> {
         let high: &[u8] = if self.esn { &self.high } else { &[] };
-        let zero = &[0; MAX_ICV].get(..self.icv.len()).unwrap_or(&[])[..];
+        let zero = ZERO.get(..self.icv.len()).unwrap_or(&[]);
         let pieces = [self.frozen.bytes(), self.fixed, zero, self.rest, high];
         key.verify(&pieces, self.icv)
             .map_err(|_| DropReason::EspAuthFailed)

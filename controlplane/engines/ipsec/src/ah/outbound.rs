@@ -9,11 +9,13 @@ use towpath_base::{DropReason, Instant, Key, Spi};
 use towpath_common::wire::protocol;
 
 use super::{AH_LEN, Covered, LocatedAh};
+use crate::icmp::TooBig;
 use crate::ip::{self, Ip, Walk};
 use crate::lifetime::Meter;
 use crate::locate::Flow;
-use crate::outbound::Sealed;
-use crate::outer::{self, Inner};
+use crate::outbound::{PLAUSIBLE, Sealed};
+use crate::outer::{self, Inner, OuterPolicy};
+use crate::pmtu::PathMtu;
 
 /// One direction of an AH SA at its sender: the only owner of the sequence counter.
 #[derive(Debug)]
@@ -29,7 +31,8 @@ pub struct AhOutbound<I> {
     sources: Selectors,
     destinations: Selectors,
     meter: Meter,
-    path_mtu: Option<u16>,
+    path_mtu: PathMtu,
+    outer: OuterPolicy,
 }
 
 impl<I: IcvTransform> AhOutbound<I> {
@@ -63,7 +66,8 @@ impl<I: IcvTransform> AhOutbound<I> {
             sources: sa.local_ts,
             destinations: sa.remote_ts,
             meter: Meter::new(Lifetime::default(), now),
-            path_mtu: None,
+            path_mtu: PathMtu::NONE,
+            outer: OuterPolicy::default(),
         })
     }
 
@@ -104,7 +108,33 @@ impl<I: IcvTransform> AhOutbound<I> {
 
     /// Refuse packets that signed would be longer than this many bytes (IP header included).
     pub const fn set_path_mtu(&mut self, mtu: Option<u16>) {
-        self.path_mtu = mtu;
+        self.path_mtu.configure(mtu);
+    }
+
+    /// The path MTU, configured and learnt.
+    pub const fn path_mtu(&self) -> &PathMtu {
+        &self.path_mtu
+    }
+
+    /// What tunnel mode takes over into the outer header.
+    pub const fn set_outer_policy(&mut self, policy: OuterPolicy) {
+        self.outer = policy;
+    }
+
+    /// Believes a "too big" that quotes a packet this SA may have sent lately (RFC 4301 §8.2.1): addresses, SPI, and a
+    /// sequence number among the last [`PLAUSIBLE`]. Returns the new path MTU, `None` if it changes nothing.
+    ///
+    /// # Errors
+    /// [`DropReason::IcmpNotOurs`] if it is not plausible.
+    pub fn on_too_big(&mut self, now: Instant, told: &TooBig) -> Result<Option<u16>, DropReason> {
+        let ours = told.protocol == protocol::AH
+            && (told.source, told.destination, told.spi) == (self.local, self.remote, self.spi);
+        // Only the low half is quoted; the difference is the same.
+        let ago = (self.last_sequence as u32).wrapping_sub(told.sequence);
+        if !ours || u64::from(ago) >= PLAUSIBLE.min(self.last_sequence) {
+            return Err(DropReason::IcmpNotOurs);
+        }
+        Ok(self.path_mtu.learn(now, told.mtu, self.local.is_ipv4()))
     }
 
     /// Whether the SA's selectors admit the flow.
@@ -146,14 +176,14 @@ impl<I: IcvTransform> AhOutbound<I> {
         };
         let ah_len = len(self.icv.integrity(), outer_v4, self.align8);
         let front = outer_len + ah_len;
-        let limit = self.path_mtu.map_or(ip::max_len(outer_v4), usize::from);
+        let limit = self.path_mtu.at(now).map_or(ip::max_len(outer_v4), usize::from);
         if ip.end + front > limit {
             return Err(DropReason::TooBig);
         }
         if packet.headroom() < front {
             return Err(DropReason::NoHeadroom);
         }
-        let inner = Inner::of(packet.bytes(), &ip);
+        let inner = Inner::of(packet.bytes(), &ip, self.outer);
         let sequence = self.next_sequence()?;
         let plain_len = packet.len();
         packet.open_gap(kept, front).ok_or(DropReason::NoHeadroom)?;
