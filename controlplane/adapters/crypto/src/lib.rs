@@ -5,7 +5,9 @@ pub mod esp;
 pub mod ike;
 pub mod inspect;
 mod rng;
+pub mod x509;
 
 pub use esp::AwsLcEsp;
 pub use ike::IkeCrypto;
 pub use rng::SystemRng;
+pub use x509::{CertificateSigner, InvalidCredential, TrustVerifier};
