@@ -2,10 +2,14 @@
 //! between them.
 
 mod attacks;
+mod authentication;
 mod charon;
 mod collisions;
+mod floods;
+mod hybrid;
 mod lifecycle;
 mod negotiation;
+mod pki;
 mod rekeys;
 mod scripts;
 mod storms;

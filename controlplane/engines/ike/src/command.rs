@@ -81,6 +81,8 @@ pub enum FailReason {
     Rekeyed,
     /// The lifetime ended.
     Expired,
+    /// The share it counts against is used up.
+    Budget,
 }
 
 impl fmt::Display for FailReason {
@@ -102,6 +104,7 @@ impl fmt::Display for FailReason {
             Self::InitialContact => "the peer started afresh",
             Self::Rekeyed => "replaced by rekeying",
             Self::Expired => "lifetime ended",
+            Self::Budget => "share of IKE SAs used up",
         })
     }
 }

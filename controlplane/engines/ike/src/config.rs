@@ -46,6 +46,19 @@ impl Retransmit {
     }
 }
 
+/// Whose share of an endpoint an IKE SA counts against: an operator's, where several use one keyserver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct BudgetId(pub u32);
+
+/// A share of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Most IKE SAs, half-open ones included.
+    pub ike_sas: usize,
+    /// Most half-open IKE SAs as responder.
+    pub half_open: usize,
+}
+
 /// Limits and intervals of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -86,6 +99,19 @@ pub struct Config {
     /// Offer a fresh key exchange with each CHILD SA we rekey (perfect forward secrecy), and fall back to none for a
     /// peer that does not want one.
     pub pfs: bool,
+    /// From this many half-open IKE SAs on, initiators are also set a puzzle (RFC 8019). Those that do not solve it are
+    /// let in at [`unsolved_per_second`](Self::unsolved_per_second).
+    pub puzzle_threshold: usize,
+    /// Zero bits a puzzle asks for; an initiator computes about 4 · 2^this PRFs, we check four.
+    pub puzzle_difficulty: u8,
+    /// Hardest puzzle that is solved as initiator.
+    pub puzzle_accept: u8,
+    /// Initiators let in without a solution while puzzles are set.
+    pub unsolved_per_second: u32,
+    /// Most error messages without protection per second, about SPIs and versions we do not know.
+    pub stray_answers_per_second: u32,
+    /// Longest IKE_SA_INIT request; it is kept until the policy is known.
+    pub init_len: usize,
     /// Let [`danger_keys`](crate::Endpoint::danger_keys) give out the keys of IKE SAs.
     pub danger_export_keys: bool,
     /// Age at which an IKE SA of ours is authenticated anew, its successor established before it is deleted; `None`
@@ -118,6 +144,12 @@ impl Default for Config {
             pfs: true,
             // An IPv6 packet of 1280 bytes without its headers, UDP's, and the non-ESP marker.
             fragment_size: 1280 - 40 - 8 - 4,
+            puzzle_threshold: 1024,
+            puzzle_difficulty: 12,
+            puzzle_accept: 16,
+            unsolved_per_second: 50,
+            stray_answers_per_second: 10,
+            init_len: 4096,
             danger_export_keys: false,
             reauth_after: None,
         }

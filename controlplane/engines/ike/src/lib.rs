@@ -39,12 +39,13 @@ mod fragment;
 mod keys;
 pub mod proposal;
 mod protect;
+mod puzzle;
 mod sa;
 mod tasks;
 pub mod wire;
 
 pub use auth::Auth;
 pub use command::{Command, FailReason, IkeSaInfo, IkeSaKeys, IkeState, Role, Transmit};
-pub use config::{Config, IkeSaId, Initiate, Policy, Retransmit, Timer};
+pub use config::{Budget, BudgetId, Config, IkeSaId, Initiate, Policy, Retransmit, Timer};
 pub use endpoint::{Endpoint, InitiateError, UnknownSa};
 pub use proposal::{IkeProposal, IkeSuite, InvalidProposal};

@@ -11,6 +11,7 @@ use towpath_common::DropReason;
 use super::Endpoint;
 use crate::command::{Command, Role};
 use crate::config::IkeSaId;
+use crate::puzzle;
 use crate::sa::{Extra, IkeSa, Init, Path, State};
 use crate::tasks::{Parts, ike_init};
 use crate::wire::{Header, NotifyType, ParseError, Payload, parse_payloads};
@@ -28,6 +29,9 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let (local, remote) = (path.destination.ip(), path.source.ip());
         if let Some(id) = self.by_initiator.get(&(remote, header.spi_i, local)) {
             return self.repeat_init(*id, path, message);
+        }
+        if message.len() > self.core.config.init_len {
+            return Err(DropReason::IkeLimit);
         }
         let (_, body) = Header::parse(message).map_err(|_| DropReason::IkeMalformed)?;
         let payloads = match parse_payloads(header.next_payload, body) {
@@ -123,16 +127,30 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         if self.half_open_total < config.cookie_threshold && !crowded {
             return Ok(());
         }
+        let difficulty = config.puzzle_difficulty;
+        let under_attack = self.half_open_total >= config.puzzle_threshold;
+        let prf = parts.sa.and_then(puzzle::common_prf).filter(|_| under_attack);
         if let Some(cookie) = parts.notify(NotifyType::COOKIE)
             && self
                 .cookies
                 .check(&self.core.keygen, now, &cookie.data, ni, source, spi_i)
         {
-            return Ok(());
+            let keygen = &self.core.keygen;
+            let solved = |prf| puzzle::check(keygen, prf, parts.payloads(), &cookie.data, difficulty);
+            // Few initiators know puzzles: the others are let in, slowly.
+            let welcome = !under_attack || prf.is_some_and(solved) || self.unsolved.take(now);
+            return if welcome {
+                Ok(())
+            } else {
+                Err(DropReason::IkeLimit)
+            };
         }
         let (keygen, rng) = (&self.core.keygen, &mut self.core.rng);
         let cookie = self.cookies.make(keygen, rng, now, ni, source, spi_i);
-        let answer = ike_init::stateless(header, &[Payload::notify(NotifyType::COOKIE, cookie)]);
+        let mut payloads = vec![Payload::notify(NotifyType::COOKIE, cookie)];
+        let ask = prf.map(|prf| Payload::notify(NotifyType::PUZZLE, puzzle::ask(prf, difficulty)));
+        payloads.extend(ask);
+        let answer = ike_init::stateless(header, &payloads);
         self.core.transmit(path.destination, path.source, answer);
         Err(DropReason::IkeLimit)
     }

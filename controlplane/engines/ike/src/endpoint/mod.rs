@@ -1,9 +1,12 @@
 //! Many IKE SAs behind one face.
 
 mod admit;
+mod bucket;
+mod budget;
 mod collision;
 mod cookie;
 mod core;
+mod stray;
 #[cfg(test)]
 mod tests;
 
@@ -19,10 +22,12 @@ use towpath_base::ids::{IkeSpi, Spi};
 use towpath_common::DropReason;
 
 use crate::command::{Command, FailReason, IkeSaInfo, IkeSaKeys, Role, Transmit};
-use crate::config::{Config, IkeSaId, Initiate, Policy, Timer};
+use crate::config::{BudgetId, Config, IkeSaId, Initiate, Policy, Timer};
 use crate::sa::{IkeSa, Path, Sa, State, delete_replaced, fire, pump, receive, release};
 use crate::tasks::{Task, ike_init};
 use crate::wire::{ExchangeType, Header};
+use bucket::Bucket;
+use budget::Budgets;
 use cookie::CookieJar;
 
 pub(crate) use core::{Core, Effect, Ending};
@@ -80,6 +85,11 @@ pub struct Endpoint<K: KeyGenerator, R: Rng> {
     half_open: BTreeMap<IpAddr, usize>,
     half_open_total: usize,
     cookies: CookieJar,
+    /// Initiators let in although they did not solve their puzzle.
+    unsolved: Bucket,
+    /// Error messages about what belongs to no IKE SA.
+    strays: Bucket,
+    budgets: Budgets,
 }
 
 impl<K: KeyGenerator, R: Rng> fmt::Debug for Endpoint<K, R> {
@@ -95,6 +105,9 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// An endpoint without SAs.
     pub fn new(config: Config, keygen: K, rng: R) -> Self {
         Self {
+            unsolved: Bucket::new(config.unsolved_per_second),
+            strays: Bucket::new(config.stray_answers_per_second),
+            budgets: Budgets::default(),
             core: Core::new(config, keygen, rng),
             sas: BTreeMap::new(),
             by_initiator: BTreeMap::new(),
@@ -119,7 +132,10 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         payload: &[u8],
     ) -> Result<(), DropReason> {
         let path = Path { source, destination };
-        let (header, _) = Header::parse(payload).map_err(|_| DropReason::IkeMalformed)?;
+        let header = match Header::parse(payload) {
+            Ok((header, _)) => header,
+            Err(error) => return Err(self.unreadable(now, path, payload, error)),
+        };
         let local_spi = if header.from_initiator {
             header.spi_r
         } else {
@@ -132,7 +148,9 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             return self.admit(now, path, &header, payload);
         }
         let id = IkeSaId(local_spi);
-        let sa = self.sas.get_mut(&id).ok_or(DropReason::IkeUnknownSpi)?;
+        let Some(sa) = self.sas.get_mut(&id) else {
+            return Err(self.unknown(now, path, &header));
+        };
         let from_initiator = sa.role == Role::Responder;
         let peer_spi = if header.from_initiator {
             header.spi_i
@@ -155,6 +173,19 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// # Errors
     /// The wish was not tried; nothing is reported about it later.
     pub fn initiate(&mut self, now: Instant, wish: Initiate) -> Result<IkeSaId, InitiateError> {
+        self.initiate_within(now, wish, BudgetId::default())
+    }
+
+    /// As [`Self::initiate`], counted against a share.
+    ///
+    /// # Errors
+    /// The wish was not tried; nothing is reported about it later.
+    pub fn initiate_within(
+        &mut self,
+        now: Instant,
+        wish: Initiate,
+        budget: BudgetId,
+    ) -> Result<IkeSaId, InitiateError> {
         let Initiate {
             tag,
             local,
@@ -176,7 +207,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         if let Some(id) = pair.iter().copied().find(under_way) {
             return Err(InitiateError::InProgress(id));
         }
-        if self.sas.len() >= self.core.config.ike_sas_total {
+        if self.sas.len() >= self.core.config.ike_sas_total || !self.budgets.has_room(budget) {
             return Err(InitiateError::Limit);
         }
         let init = ike_init::prepare(&mut self.core, group).map_err(|_| InitiateError::Unsupported)?;
@@ -186,6 +217,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let theirs = SocketAddr::new(remote, remote_port.unwrap_or(ike_port));
         let mut sa = IkeSa::new(id, Role::Initiator, State::InitSent, ours, theirs, IkeSpi(0), now);
         sa.first_contact = pair.is_empty();
+        sa.budget = budget;
         sa.tag = Some(tag);
         sa.policy = Some(Box::new(policy));
         sa.ni.clone_from(&init.ni);
@@ -198,14 +230,45 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
 
     /// Answers [`Command::NeedPolicy`]. `None` refuses the peer. Unknown or outdated requests are ignored.
     pub fn provide_policy(&mut self, now: Instant, request: IkeSaId, policy: Option<Policy>) {
-        let Some(sa) = self
-            .sas
-            .get_mut(&request)
-            .filter(|sa| sa.state == State::WaitPolicy)
-        else {
+        self.provide_policy_within(now, request, policy, BudgetId::default());
+    }
+
+    /// As [`Self::provide_policy`], counted against a share; where that is used up the peer is not answered.
+    pub fn provide_policy_within(
+        &mut self,
+        now: Instant,
+        request: IkeSaId,
+        policy: Option<Policy>,
+        budget: BudgetId,
+    ) {
+        let waiting = |sa: &&mut Sa<K>| sa.state == State::WaitPolicy;
+        let Some(sa) = self.sas.get_mut(&request).filter(waiting) else {
             return;
         };
         sa.policy = policy.map(Box::new);
+        let before = ::core::mem::replace(&mut sa.budget, budget);
+        let half_open = sa.half_open;
+        let budgets = &mut self.budgets;
+        budgets.count(before, false);
+        if half_open {
+            budgets.count_half_open(before, false);
+        }
+        let room = budgets.has_room(budget) && budgets.has_half_open_room(budget);
+        budgets.count(budget, true);
+        if half_open {
+            budgets.count_half_open(budget, true);
+        }
+        if !room {
+            self.core.commands.push_back(Command::Failed {
+                ike: request,
+                tag: None,
+                local: sa.local.ip(),
+                remote: sa.remote.ip(),
+                reason: FailReason::Budget,
+            });
+            self.remove(request);
+            return;
+        }
         if let Err(reason) = ike_init::respond(sa, &mut self.core, now) {
             let wrong_group = reason == FailReason::Notify(crate::wire::NotifyType::INVALID_KE_PAYLOAD.0);
             // The initiator comes again with the right group: no failure yet.
@@ -438,6 +501,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             self.by_initiator
                 .insert((sa.remote.ip(), sa.spi_i, sa.local.ip()), id);
         }
+        self.budgets.count(sa.budget, true);
         self.sas.insert(id, sa);
         self.reschedule(id);
     }
@@ -456,11 +520,12 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         {
             task.abandon(&mut self.core, sa.local.ip());
         }
+        self.budgets.count(sa.budget, false);
         if let Some((at, timer)) = sa.scheduled.take() {
             self.timers.remove(&(at, timer, id));
         }
         if sa.half_open {
-            self.count_half_open(sa.remote.ip(), false);
+            self.count_half_open(sa.remote.ip(), sa.budget, false);
         }
         let pair = (sa.local.ip(), sa.remote.ip());
         if let Some(ids) = self.pairs.get_mut(&pair) {
@@ -476,7 +541,8 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         self.core.release_ike_spi(id.0);
     }
 
-    fn count_half_open(&mut self, source: IpAddr, more: bool) {
+    fn count_half_open(&mut self, source: IpAddr, budget: BudgetId, more: bool) {
+        self.budgets.count_half_open(budget, more);
         let count = self.half_open.entry(source).or_default();
         if more {
             *count += 1;
@@ -503,10 +569,10 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             }
             sa.scheduled = deadline;
         }
-        let (half_open, source) = (sa.is_unproven(), sa.remote.ip());
+        let (half_open, source, budget) = (sa.is_unproven(), sa.remote.ip(), sa.budget);
         if half_open != sa.half_open {
             sa.half_open = half_open;
-            self.count_half_open(source, half_open);
+            self.count_half_open(source, budget, half_open);
         }
     }
 

@@ -18,7 +18,7 @@ use towpath_base::sa::{Mode, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 
 use crate::command::{IkeSaInfo, IkeState, Role};
-use crate::config::{IkeSaId, Policy, Timer};
+use crate::config::{BudgetId, IkeSaId, Policy, Timer};
 use crate::fragment::Fragments;
 use crate::keys::IkeKeys;
 use crate::tasks::Task;
@@ -85,6 +85,8 @@ pub(crate) struct Extra<P> {
     pub(crate) int_auth_i: Vec<u8>,
     /// IntAuth of what the responder sent.
     pub(crate) int_auth_r: Vec<u8>,
+    /// Solution of the puzzle the responder set (RFC 8019).
+    pub(crate) solution: Vec<u8>,
     /// Keys before the additional key exchange: its request may come again under them.
     pub(crate) previous: Option<Box<IkeKeys>>,
 }
@@ -99,6 +101,7 @@ impl<P> Default for Extra<P> {
             exchanges: 0,
             int_auth_i: Vec::new(),
             int_auth_r: Vec::new(),
+            solution: Vec::new(),
             previous: None,
         }
     }
@@ -214,6 +217,8 @@ pub(crate) struct IkeSa<P> {
     pub(crate) reauth_at: Option<Instant>,
     /// The IKE SA this one is to take over from, and the CHILD SA its first one replaces.
     pub(crate) succeeds: Option<(IkeSaId, Option<Spi>)>,
+    /// Whose share it counts against.
+    pub(crate) budget: BudgetId,
     /// Made by a rekeying that has not won: the owner does not know of it.
     pub(crate) silent: bool,
     pub(crate) fragments: Fragments,
@@ -272,6 +277,7 @@ impl<P> IkeSa<P> {
             moving: false,
             reauth_at: None,
             succeeds: None,
+            budget: BudgetId::default(),
             silent: false,
             fragments: Fragments::default(),
         }

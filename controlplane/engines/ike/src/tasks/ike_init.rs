@@ -25,6 +25,7 @@ use crate::config::Policy;
 use crate::endpoint::Core;
 use crate::keys::{IkeKeys, Inputs};
 use crate::proposal::IkeSuite;
+use crate::puzzle;
 use crate::sa::{Extra, Init, Path, Sa, State, pump};
 use crate::wire::{ExchangeType, Header, NotifyType, Payload, encode_message, parse_payloads};
 
@@ -66,6 +67,12 @@ pub(super) fn build<K: KeyGenerator, R: Rng>(
     if !init.cookie.is_empty() {
         // A cookie comes back as the first payload (RFC 7296 §2.6).
         payloads.push(Payload::notify(NotifyType::COOKIE, init.cookie.clone()));
+    }
+    if !init.extra.solution.is_empty() {
+        payloads.push(Payload::Unknown {
+            kind: puzzle::PAYLOAD,
+            data: init.extra.solution.clone().into(),
+        });
     }
     payloads.push(Payload::Sa(offers));
     payloads.push(Payload::Ke {
@@ -224,7 +231,15 @@ fn again<K: KeyGenerator, R: Rng>(
     }
     match kind {
         // RFC 7296 §2.6: 1 to 64 bytes.
-        NotifyType::COOKIE if (1..=64).contains(&data.len()) => init.cookie = data,
+        NotifyType::COOKIE if (1..=64).contains(&data.len()) => {
+            // One that is too hard is left unsolved: the cookie alone may do (RFC 8019 §7.2).
+            let puzzle = parts.notify(NotifyType::PUZZLE);
+            let puzzle = puzzle.and_then(|puzzle| puzzle::asked(&puzzle.data));
+            let feasible = puzzle.filter(|(_, difficulty)| *difficulty <= core.config.puzzle_accept);
+            let solved = feasible.and_then(|(prf, bits)| puzzle::solve(&core.keygen, prf, &data, bits));
+            init.extra.solution = solved.unwrap_or_default();
+            init.cookie = data;
+        }
         NotifyType::COOKIE => return Err(DropReason::IkeMalformed),
         NotifyType::INVALID_KE_PAYLOAD => {
             let wanted = <[u8; 2]>::try_from(data.as_slice()).ok().map(u16::from_be_bytes);

@@ -285,6 +285,7 @@ fn spawn<K: KeyGenerator, R: Rng>(
     new.established_at = sa.established_at;
     new.rekey_at = rekey_ike_at(core, now);
     new.reauth_at = sa.reauth_at;
+    new.budget = sa.budget;
     new.silent = true;
     Box::new(new)
 }
