@@ -3,10 +3,18 @@
 //!
 //! Protocol, one transfer per connection: the client sends a line `put N` or `get N`; N bytes of a
 //! repeatable stream follow in that direction; the server ends with a line holding the SHA-256 it saw or
-//! sent. Lines end with `\n`.
+//! sent. Lines end with `\n`. Further verbs try what TCP must keep intact:
+//!
+//! | line | what happens |
+//! |---|---|
+//! | `half N` | the client sends N bytes and its FIN; the server then sends N bytes and what it saw |
+//! | `stall N` | the server lets the window close before it takes N bytes |
+//! | `reset N` | the server leaves N bytes unread and closes: the client must see a reset |
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +28,9 @@ const CHUNK: usize = 16 * 1024;
 
 /// Silence on a connection after which a transfer has failed.
 const SILENCE: Duration = Duration::from_secs(20);
+
+/// How long a server told to stall does not read.
+const STALL: Duration = Duration::from_secs(2);
 
 /// Options of the hidden `pump` command.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -44,14 +55,91 @@ pub enum Command {
         /// How many bytes.
         bytes: u64,
     },
+    /// Sends bytes and the end of the stream, then fetches as many.
+    Half {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes each way.
+        bytes: u64,
+    },
+    /// Sends to a server that does not read for a while.
+    Stall {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Sends to a server that closes without reading, and expects a reset.
+    Reset {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// All of these at once, and connections given up in the middle.
+    Mixed {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes the largest transfers.
+        bytes: u64,
+        /// How many connections.
+        #[arg(long, default_value_t = 100)]
+        count: usize,
+        /// How many of them at a time.
+        #[arg(long, default_value_t = 50)]
+        at_once: usize,
+    },
 }
 
 /// Runs one side.
 pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Serve { port } => serve(*port),
-        Command::Put { addr, bytes } => transfer(*addr, *bytes, true),
-        Command::Get { addr, bytes } => transfer(*addr, *bytes, false),
+        Command::Put { addr, bytes } => timed(*addr, *bytes, Verb::Put),
+        Command::Get { addr, bytes } => timed(*addr, *bytes, Verb::Get),
+        Command::Half { addr, bytes } => timed(*addr, *bytes, Verb::Half),
+        Command::Stall { addr, bytes } => timed(*addr, *bytes, Verb::Stall),
+        Command::Reset { addr, bytes } => timed(*addr, *bytes, Verb::Reset),
+        Command::Mixed {
+            addr,
+            bytes,
+            count,
+            at_once,
+        } => mixed(*addr, *bytes, *count, *at_once),
+    }
+}
+
+/// What a client does with one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Put,
+    Get,
+    Half,
+    Stall,
+    Reset,
+    /// Half of a `get`, then gone.
+    GiveUp,
+}
+
+impl Verb {
+    const ALL: [Self; 6] = [
+        Self::Put,
+        Self::Get,
+        Self::Half,
+        Self::Stall,
+        Self::Reset,
+        Self::GiveUp,
+    ];
+
+    /// The word in the request.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get | Self::GiveUp => "get",
+            Self::Half => "half",
+            Self::Stall => "stall",
+            Self::Reset => "reset",
+        }
     }
 }
 
@@ -79,30 +167,107 @@ fn answer(stream: TcpStream) -> Result<String> {
     let (verb, count) = line
         .trim()
         .split_once(' ')
-        .context("a line `put N` or `get N` was expected")?;
+        .context("a line `VERB N` was expected")?;
     let count: u64 = count.parse().context("a number of bytes was expected")?;
     let digest = match verb {
         "put" => receive(&mut reader, count)?,
         "get" => send(&mut writer, count)?,
+        "half" => {
+            let digest = receive(&mut reader, count)?;
+            if reader.read(&mut [0; 1])? != 0 {
+                bail!("more than {count} bytes came");
+            }
+            send(&mut writer, count)?;
+            digest
+        }
+        "stall" => {
+            std::thread::sleep(STALL);
+            receive(&mut reader, count)?
+        }
+        "reset" => {
+            // Closing with data unread is a reset (RFC 9293 §3.6.1); the data must be there first.
+            std::thread::sleep(STALL / 4);
+            return Ok(format!("{verb} {count} {peer}"));
+        }
         other => bail!("unknown verb {other:?}"),
     };
     writer.write_all(format!("{digest}\n").as_bytes())?;
     Ok(format!("{verb} {count} {peer} {digest}"))
 }
 
-fn transfer(addr: IpAddr, bytes: u64, put: bool) -> Result<()> {
+/// One exchange, and how fast it was.
+fn timed(addr: IpAddr, bytes: u64, verb: Verb) -> Result<()> {
     let started = Instant::now();
+    let digest = exchange(addr, bytes, verb)?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{bytes} bytes, sha256 {digest}, {:.1} Mb/s",
+        bytes as f64 * 8e-6 / seconds
+    );
+    Ok(())
+}
+
+/// Many exchanges of all kinds at a time.
+fn mixed(addr: IpAddr, bytes: u64, count: usize, at_once: usize) -> Result<()> {
+    let started = Instant::now();
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once.clamp(1, count.max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count {
+                        return;
+                    }
+                    let verb = Verb::ALL[index % Verb::ALL.len()];
+                    // Sizes from one byte upwards, no two neighbours alike.
+                    let bytes = 1 + bytes * (index as u64 * 7 % 16) / 16;
+                    if let Err(error) = exchange(addr, bytes, verb) {
+                        let failure = format!("connection {index}, {verb:?} of {bytes} bytes: {error:#}");
+                        failures
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(failure);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !failures.is_empty() {
+        bail!(
+            "{} of {count} connections failed:\n{}",
+            failures.len(),
+            failures.join("\n")
+        );
+    }
+    println!("{count} connections in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn exchange(addr: IpAddr, bytes: u64, verb: Verb) -> Result<String> {
     let addr = SocketAddr::new(addr, PORT);
     let stream = TcpStream::connect_timeout(&addr, SILENCE).with_context(|| format!("connect to {addr}"))?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
-    writer.write_all(format!("{} {bytes}\n", if put { "put" } else { "get" }).as_bytes())?;
-    let ours = if put {
-        send(&mut writer, bytes)?
-    } else {
-        receive(&mut reader, bytes)?
+    writer.write_all(format!("{} {bytes}\n", verb.word()).as_bytes())?;
+    let ours = match verb {
+        Verb::Put | Verb::Stall => send(&mut writer, bytes)?,
+        Verb::Get => receive(&mut reader, bytes)?,
+        Verb::Half => {
+            let ours = send(&mut writer, bytes)?;
+            writer.shutdown(std::net::Shutdown::Write)?;
+            let theirs = receive(&mut reader, bytes)?;
+            if theirs != ours {
+                bail!("checksums of the two directions differ");
+            }
+            ours
+        }
+        Verb::Reset => return expect_reset(reader, writer, bytes),
+        Verb::GiveUp => return receive(&mut reader, bytes / 2),
     };
     let mut theirs = String::new();
     reader
@@ -111,12 +276,26 @@ fn transfer(addr: IpAddr, bytes: u64, put: bool) -> Result<()> {
     if theirs.trim() != ours {
         bail!("checksums differ: {ours} here, {} there", theirs.trim());
     }
-    let seconds = started.elapsed().as_secs_f64();
-    println!(
-        "{bytes} bytes, sha256 {ours}, {:.1} Mb/s",
-        bytes as f64 * 8e-6 / seconds
-    );
-    Ok(())
+    Ok(ours)
+}
+
+/// The server never reads what is sent: the connection must end with an error, not with silence.
+fn expect_reset(mut reader: impl Read, mut writer: impl Write, bytes: u64) -> Result<String> {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    // More than the server's reader takes with the request, so that some is left unread.
+    let sent = send(&mut writer, bytes + (64 << 10));
+    let ended = match sent {
+        Ok(_) => reader.read(&mut [0; 1]).map_err(anyhow::Error::from),
+        Err(error) => Err(error),
+    };
+    match ended {
+        Ok(0) => bail!("the connection ended in order, a reset was expected"),
+        Ok(_) => bail!("data came, a reset was expected"),
+        Err(error) => match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+            Some(ConnectionReset | BrokenPipe) => Ok("reset".to_owned()),
+            _ => Err(error),
+        },
+    }
 }
 
 fn send(writer: &mut impl Write, count: u64) -> Result<String> {

@@ -72,6 +72,9 @@ pub(crate) enum Command {
     /// IKE SAs of the keyserver: look into them, start, replace and end them
     #[command(subcommand)]
     Ike(Ike),
+    /// TCP connections the gateway relays inside SAs of class full
+    #[command(subcommand)]
+    Flow(crate::show::Flow),
     /// Counters: verdicts of the classifier, and every reason a packet was dropped for
     Stats(Stats),
     /// Watch what happens, one line each, until interrupted

@@ -5,7 +5,7 @@
 //! | [`run`] | `run`: the daemon's loop |
 //! | [`terminal`] | `terminal` |
 //! | [`subscriber`], [`profile`] | `subscriber`, `profile`, with or without a running daemon |
-//! | [`show`] | `status`, `sa`, `ike`, `stats`, `events` |
+//! | [`show`] | `status`, `sa`, `flow`, `ike`, `stats`, `events` |
 //! | [`setup`], [`docs`] | `init`, `config`, `unload`, `completions`, `man` |
 //!
 //! [`cli`] is the command line as clap reads it, [`config`] the configuration file, [`failure`] what becomes
@@ -55,6 +55,7 @@ fn dispatch(common: &cli::Common, command: Command) -> Outcome {
         Command::Profile(command) => profile::run(common, command),
         Command::Status => show::status(common),
         Command::Sa(command) => show::sa(common, command),
+        Command::Flow(command) => show::flow(common, command),
         Command::Ike(command) => show::ike(common, command),
         Command::Stats(args) => show::stats(common, &args),
         Command::Events(args) => show::events(common, &args),

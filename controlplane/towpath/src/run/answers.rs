@@ -31,7 +31,8 @@ impl Daemon {
                 }
                 Ok(Reply::SaList(sas))
             }
-            Request::Stats => self.stats(),
+            Request::FlowList(filter) => Ok(Reply::FlowList(self.flows(&filter).await)),
+            Request::Stats => self.stats().await,
             Request::IkeList => Ok(Reply::IkeList(self.ike_sas(now))),
             Request::Ike(request) => self.answer_ike(now, request),
             Request::Subscriber(request) => self.registry.handle_admin(now, request),
@@ -137,7 +138,7 @@ impl Daemon {
         })
     }
 
-    fn stats(&mut self) -> Answer {
+    async fn stats(&mut self) -> Answer {
         let dataplane = self
             .dataplane
             .counters()
@@ -158,6 +159,7 @@ impl Daemon {
                 .drops()
                 .map(|(reason, packets)| named("worker_drop", reason.name(), reason.text(), packets)),
         );
+        counters.extend(self.relay_counters().await);
         let refused = DropReason::ALL
             .iter()
             .zip(self.refused)

@@ -6,10 +6,12 @@
 //! | [`daemon`] | the roles, and the messages between them |
 //! | [`answers`], [`ike`] | what the admin socket is told |
 //! | [`relay`] | the TCP relay's parameters |
+//! | [`flow`] | what it is told of TCP connections |
 //! | [`keylog`] | the debugging aid that writes keys to a file |
 
 mod answers;
 mod daemon;
+mod flow;
 mod ike;
 mod keylog;
 mod relay;

@@ -1,12 +1,14 @@
-//! What commands show of a running daemon: `status`, `sa`, `ike`, `stats`, `events`.
+//! What commands show of a running daemon: `status`, `sa`, `flow`, `ike`, `stats`, `events`.
 
 mod events;
+mod flow;
 mod ike;
 mod sa;
 mod stats;
 mod status;
 
 pub(crate) use events::events;
+pub(crate) use flow::{Flow, flow};
 pub(crate) use ike::ike;
 pub(crate) use sa::sa;
 pub(crate) use stats::stats;

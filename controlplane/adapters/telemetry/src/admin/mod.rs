@@ -13,6 +13,7 @@
 
 mod client;
 mod events;
+mod flow;
 mod ike;
 mod line;
 mod reply;
@@ -21,6 +22,7 @@ mod server;
 
 pub use client::{Client, ClientError};
 pub use events::{Event, EventBus, EventReader};
+pub use flow::{FlowFilter, FlowInfo, FlowList, FlowSide, FlowTotals};
 pub use ike::{IkeChild, IkeInfo, IkeRequest};
 pub use reply::{
     AdminError, Attached, Counter, ErrorKind, Location, PortStatus, Reply, Response, SaInfo, Stats, Status,

@@ -40,6 +40,8 @@ pub enum Reply {
     Status(Status),
     /// To [`super::Request::SaList`] and [`super::Request::SaShow`].
     SaList(Vec<SaInfo>),
+    /// To [`super::Request::FlowList`].
+    FlowList(super::flow::FlowList),
     /// To [`super::Request::Stats`].
     Stats(Stats),
     /// To [`super::Request::IkeList`] and [`super::IkeRequest::Show`].

@@ -22,6 +22,8 @@ pub enum Request {
         /// Either direction.
         spi: Spi,
     },
+    /// Relayed TCP connections. Answered by [`super::Reply::FlowList`].
+    FlowList(super::flow::FlowFilter),
     /// Counters. Answered by [`super::Reply::Stats`].
     Stats,
     /// IKE SAs. Answered by [`super::Reply::IkeList`].

@@ -1,0 +1,170 @@
+//! What the admin socket is told about relayed connections.
+
+use std::time::Duration;
+
+use towpath_gateway::relay::{FlowView, RelayTotals};
+use towpath_gateway::worker::Flows;
+use towpath_tcp::Algorithm;
+use towpath_tcp::relay::Side;
+use towpath_tcp::relay::split::{SideView, SplitStats};
+use towpath_telemetry::admin::{Counter, FlowFilter, FlowInfo, FlowList, FlowSide, FlowTotals};
+
+use super::daemon::Daemon;
+
+/// Connections looked at for one answer: more would hold up the packets.
+const MAX_LOOK: usize = 4096;
+/// Connections in an answer unless asked otherwise.
+const PAGE: u32 = 1000;
+
+impl Daemon {
+    pub(super) async fn flows(&self, filter: &FlowFilter) -> FlowList {
+        // A worker that has stopped answers nothing.
+        let Flows { flows, totals } = self.worker.flows(MAX_LOOK).await.unwrap_or_default();
+        let limit = usize::try_from(filter.limit.unwrap_or(PAGE)).unwrap_or(usize::MAX);
+        let infos = flows.iter().map(|view| self.flow(view));
+        FlowList {
+            flows: infos.filter(|flow| matches(filter, flow)).take(limit).collect(),
+            totals: FlowTotals {
+                split: totals.flows as u64,
+                half_open: totals.half_open as u64,
+                buffered_bytes: totals.buffered as u64,
+                ..FlowTotals::default()
+            },
+        }
+    }
+
+    fn flow(&self, view: &FlowView) -> FlowInfo {
+        let name = self
+            .control
+            .served()
+            .find(|(subscriber, _)| subscriber.handle == view.subscriber)
+            .map(|(subscriber, _)| subscriber.name.clone());
+        let side = |side: &Option<SideView>| side.as_ref().map(|side| flow_side(side, view.age));
+        FlowInfo {
+            subscriber: name.unwrap_or_default(),
+            handle: view.subscriber,
+            terminal: view.key.terminal.0,
+            terminal_port: view.key.terminal.1,
+            network: view.key.network.0,
+            network_port: view.key.network.1,
+            peer: view.peer,
+            treatment: "split".into(),
+            opener: Some(
+                match view.opener {
+                    Side::Terminal => "terminal",
+                    Side::Network => "network",
+                }
+                .into(),
+            ),
+            age_ms: u64::try_from(view.age.as_millis()).unwrap_or(u64::MAX),
+            memory_bytes: view.memory as u64,
+            terminal_side: side(&view.terminal),
+            network_side: side(&view.network),
+        }
+    }
+
+    /// Counters of the relay.
+    pub(super) async fn relay_counters(&self) -> Vec<Counter> {
+        let Flows { totals, .. } = self.worker.flows(0).await.unwrap_or_default();
+        counters(&totals)
+    }
+}
+
+fn micros(time: Option<Duration>) -> Option<u64> {
+    time.and_then(|time| u64::try_from(time.as_micros()).ok())
+}
+
+fn flow_side(view: &SideView, age: Duration) -> FlowSide {
+    let stats = &view.stats;
+    let sent = stats.bytes_sent + stats.bytes_retransmitted;
+    let delivered = stats.bytes_sent.saturating_sub(view.in_flight);
+    FlowSide {
+        state: format!("{:?}", view.state).to_lowercase(),
+        congestion: match view.algorithm {
+            Algorithm::Cubic => "cubic",
+            Algorithm::Bbr => "bbr",
+            Algorithm::Radio => "radio",
+        }
+        .into(),
+        rtt_us: micros(view.smoothed_rtt),
+        min_rtt_us: micros(view.min_rtt),
+        mss: view.mss,
+        cwnd: view.window,
+        in_flight: view.in_flight,
+        queued: view.queued as u64,
+        unread: view.unread as u64,
+        bytes_sent: stats.bytes_sent,
+        bytes_received: stats.bytes_received,
+        bytes_lost: stats.bytes_lost,
+        loss_percent: stats.bytes_lost as f64 * 100.0 / sent.max(1) as f64,
+        retransmits: stats.retransmits,
+        timeouts: stats.timeouts,
+        segments_sent: stats.segments_sent,
+        segments_received: stats.segments_received,
+        goodput_bps: (delivered as f64 * 8.0 / age.as_secs_f64().max(1e-6)) as u64,
+    }
+}
+
+fn counters(totals: &RelayTotals) -> Vec<Counter> {
+    let RelayTotals {
+        flows,
+        half_open,
+        buffered,
+        split,
+    } = totals;
+    let SplitStats {
+        opened,
+        refused,
+        over_limit,
+        idle,
+        malformed,
+        over_memory,
+    } = split;
+    [
+        ("split_flows", "TCP connections split at present", *flows as u64),
+        ("split_half_open", "of these, not open yet", *half_open as u64),
+        (
+            "split_buffered",
+            "bytes in the buffers of split connections",
+            *buffered as u64,
+        ),
+        ("split_opened", "TCP connections split so far", *opened),
+        ("split_refused", "connections refused by the far side", *refused),
+        (
+            "split_over_limit",
+            "connections over a bound, passed untouched",
+            *over_limit,
+        ),
+        ("split_idle", "connections reset for silence", *idle),
+        (
+            "split_malformed",
+            "segments dropped for a wrong checksum or header",
+            *malformed,
+        ),
+        (
+            "split_over_memory",
+            "segments whose data was not taken: buffers full",
+            *over_memory,
+        ),
+    ]
+    .map(|(name, text, packets)| Counter {
+        group: "relay".into(),
+        name: name.into(),
+        text: text.into(),
+        packets,
+        bytes: 0,
+    })
+    .into()
+}
+
+fn matches(filter: &FlowFilter, flow: &FlowInfo) -> bool {
+    let FlowFilter {
+        subscriber,
+        address,
+        port,
+        limit: _,
+    } = filter;
+    subscriber.as_ref().is_none_or(|name| *name == flow.subscriber)
+        && address.is_none_or(|address| [flow.terminal, flow.network, flow.peer].contains(&address))
+        && port.is_none_or(|port| [flow.terminal_port, flow.network_port].contains(&port))
+}
