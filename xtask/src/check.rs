@@ -73,6 +73,15 @@ fn items() -> Vec<Item> {
             cargo(root, "test --workspace --lib --bins --locked --quiet").run()
         }),
         item("bare metal", bare_metal),
+        // A workspace of its own, so nothing else compiles it or sees that its lock file is old.
+        item("fuzz targets", |root| {
+            cargo(
+                root,
+                "clippy --manifest-path tests/fuzz/Cargo.toml --locked -- -D warnings",
+            )
+            .env("CARGO_TARGET_DIR", root.join("target/fuzz/check"))
+            .run()
+        }),
     ]
 }
 
@@ -90,11 +99,10 @@ fn needs(program: &str, component: &str) -> Result<()> {
 fn fmt(root: &Path) -> Result<()> {
     needs("rustfmt", "rustfmt")?;
     cargo(root, "fmt --all -- --check").run()?;
-    let dataplane = root.join("dataplane-ebpf/Cargo.toml");
-    if dataplane.exists() {
+    for workspace in ["dataplane-ebpf", "tests/fuzz"] {
         Cmd::new("cargo")
             .args(["fmt", "--manifest-path"])
-            .arg(&dataplane)
+            .arg(root.join(workspace).join("Cargo.toml"))
             .args(["--", "--check"])
             .dir(root)
             .run()?;

@@ -11,6 +11,7 @@
 pub mod bench;
 pub mod check;
 pub mod ebpf;
+pub mod fuzz;
 pub mod lab;
 pub mod layers;
 pub mod linkem;

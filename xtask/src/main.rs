@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{bench, check, ebpf, lab, layers, linkem, proof, pump, root, setup, sh, suite, ui};
+use xtask::{bench, check, ebpf, fuzz, lab, layers, linkem, proof, pump, root, setup, sh, suite, ui};
 
 /// Builds, runs, tests and measures Towpath.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ enum Command {
     Layers,
     /// Measure; prints a table and writes records
     Bench(bench::Args),
+    /// Fuzz everything that reads bytes from outside (libFuzzer, ten minutes for each target)
+    Fuzz(fuzz::Args),
     /// check and test, with a summary
     Ci,
     /// Bulk transfers for the lab
@@ -75,6 +77,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Check => check::run(&root),
         Command::Layers => layers::run(&root),
         Command::Bench(args) => bench::run(&root, args),
+        Command::Fuzz(args) => fuzz::run(&root, args),
         Command::Ci => suite::ci(&root),
         Command::Pump(command) => pump::run(command),
     }

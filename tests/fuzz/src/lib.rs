@@ -1,0 +1,6 @@
+//! What the targets have in common.
+#![forbid(unsafe_code)]
+
+pub mod ike;
+pub mod ipsec;
+pub mod tcp;
