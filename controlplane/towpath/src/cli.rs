@@ -69,6 +69,11 @@ pub(crate) enum Command {
     /// ESP SAs the gateway serves
     #[command(subcommand)]
     Sa(Sa),
+    /// Security policies of the gateway: what may pass inside the SAs
+    #[command(subcommand)]
+    Policy(crate::policy::Command),
+    /// Write packets of one SA to a pcapng file, encrypted or decrypted; needs `permissions.capture`
+    Capture(crate::capture::Capture),
     /// IKE SAs of the keyserver: look into them, start, replace and end them
     #[command(subcommand)]
     Ike(Ike),
@@ -172,6 +177,30 @@ pub(crate) enum Sa {
         /// Only with this terminal or peer
         #[arg(long)]
         address: Option<IpAddr>,
+        /// Manual SAs as they are stored, served or not
+        #[arg(long, conflicts_with_all = ["operator", "subscriber", "address"])]
+        manual: bool,
+        /// With their keys; needs `permissions.show_keys`
+        #[arg(long, requires = "manual")]
+        keys: bool,
+    },
+    /// Add a pair of SAs with keys of your own (manual keying); they survive restarts
+    Add(Box<crate::sa::Add>),
+    /// Remove a pair of manual SAs
+    ///
+    /// What is known of its keys stays: brought again, they go on above every sequence number ever used.
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Write keys in the format of Wireshark's `esp_sa` file; needs `permissions.show_keys`
+    ExportWireshark {
+        /// Only of the SA with this SPI in either direction, hexadecimal
+        #[arg(long, value_name = "SPI", value_parser = parse_spi)]
+        spi: Option<u32>,
+        /// Keys of which side: each has its own under class full
+        #[arg(long, value_enum, default_value_t = crate::capture::Side::Core)]
+        side: crate::capture::Side,
     },
     /// Everything about a pair of SAs; keys are never shown
     Show {
@@ -181,7 +210,7 @@ pub(crate) enum Sa {
     },
 }
 
-fn parse_spi(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_spi(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     if digits.starts_with('+') {
         return Err("expected up to eight hex digits".into());

@@ -13,13 +13,16 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod capture;
 mod cli;
 mod config;
 mod docs;
 mod failure;
 mod output;
+mod policy;
 mod profile;
 mod run;
+mod sa;
 mod setup;
 mod show;
 mod subscriber;
@@ -55,6 +58,8 @@ fn dispatch(common: &cli::Common, command: Command) -> Outcome {
         Command::Profile(command) => profile::run(common, command),
         Command::Status => show::status(common),
         Command::Sa(command) => show::sa(common, command),
+        Command::Policy(command) => policy::run(common, command),
+        Command::Capture(args) => capture::run(common, &args),
         Command::Flow(command) => show::flow(common, command),
         Command::Ike(command) => show::ike(common, command),
         Command::Stats(args) => show::stats(common, &args),

@@ -64,6 +64,11 @@ pub(crate) fn facts(facts: &[(&str, String)]) -> String {
     text
 }
 
+/// Bytes as hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// `90061` as `1d 1h`: the two largest units.
 pub(crate) fn duration(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];

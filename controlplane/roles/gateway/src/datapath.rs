@@ -10,6 +10,8 @@
 //! Both segments use the SPIs the peer negotiated, so a packet between two terminals of one gateway
 //! simply passes both tables, one after the other (K10).
 
+mod watch;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,9 +26,13 @@ use towpath_ipsec::bridge::{Bridge, LifetimeEvent};
 use towpath_ipsec::highwater::Reserved;
 use towpath_ipsec::locate::{self, Flow, Located};
 use towpath_ipsec::shared::{Passed, SharedBridge, SharedStart, Stage, Wanted};
+use towpath_ipsec::spd::Spd;
 use towpath_tcp::IsnSecret;
 use towpath_tcp::relay::Side;
 use towpath_tcp::relay::rules::Rules;
+
+use watch::Watch;
+pub use watch::{Tap, TapPoint, Tapped};
 
 use crate::relay::{Egress, Fate, FlowView, Relay, RelayConfig, RelayTotals, Room, Spoken};
 
@@ -159,6 +165,7 @@ pub struct Datapath<P: EspProvider> {
     notices: Vec<Notice>,
     limit: usize,
     relay: Option<Relay>,
+    watch: Watch,
 }
 
 /// Why an SA could not be installed.
@@ -181,6 +188,7 @@ impl<P: EspProvider> Datapath<P> {
             notices: Vec::with_capacity(MAX_NOTICES),
             limit,
             relay: None,
+            watch: Watch::default(),
         }
     }
 
@@ -261,6 +269,16 @@ impl<P: EspProvider> Datapath<P> {
         self.to_peer.insert((sa.local, sa.remote, sa.spi_out), slot);
         self.to_terminal.insert((sa.local, sa.spi_in), slot);
         Ok(())
+    }
+
+    /// Replaces the policies that decide about packets of class `full`.
+    pub fn set_policies(&mut self, policies: Box<Spd>) {
+        self.watch.set_policies(policies);
+    }
+
+    /// Begins or ends a capture; one at a time.
+    pub fn set_tap(&mut self, tap: Option<Tap>) {
+        self.watch.set_tap(tap);
     }
 
     /// Removes an SA; returns its final counters.
@@ -394,16 +412,21 @@ impl<P: EspProvider> Datapath<P> {
         let entry = self.entries.get_mut(slot).ok_or(DropReason::EspUnknownSpi)?;
         let len = packet.len() as u64;
         let mut passage = Ok(Passage::Onward);
+        self.watch.sealed(&entry.key, from, true, packet.bytes());
         if let Some(bridge) = &mut entry.bridge {
+            let place = Place {
+                slot,
+                key: entry.key,
+                from,
+                egress,
+            };
             passage = match (&mut self.relay, entry.pair) {
                 (Some(relay), Some(pair)) if relay.looks_at(pair) => {
-                    let place = Place {
-                        slot,
-                        pair,
-                        from,
-                        egress,
-                    };
-                    relayed(relay, bridge, place, now, packet, rng)
+                    let relay = Some((relay, pair));
+                    opened(relay, &mut self.watch, bridge, place, now, packet, rng)
+                }
+                _ if self.watch.wants_plain(&entry.key) => {
+                    opened(None, &mut self.watch, bridge, place, now, packet, rng)
                 }
                 _ => match from {
                     Side::Terminal => bridge.to_peer(now, packet, rng),
@@ -439,6 +462,9 @@ impl<P: EspProvider> Datapath<P> {
             ask(&mut self.notices, entry);
         }
         let passage = passage.inspect_err(|_| entry.counters.refused += 1)?;
+        if passage == Passage::Onward {
+            self.watch.sealed(&entry.key, from, false, packet.bytes());
+        }
         match from {
             Side::Terminal => {
                 entry.counters.packets_to_peer += 1;
@@ -505,6 +531,11 @@ impl<P: EspProvider> Datapath<P> {
             entry.key.spi_in,
             bridge.take_event(),
         );
+        let from = match spoken.to {
+            Side::Terminal => Side::Network,
+            Side::Network => Side::Terminal,
+        };
+        self.watch.sealed(&entry.key, from, false, packet.bytes());
         if spoken.to == Side::Network {
             let SaKey { remote, spi_out, .. } = entry.key;
             // The peer is a terminal of this gateway as well: the packet passes its SA, too.
@@ -564,14 +595,15 @@ enum Passage {
 #[derive(Clone, Copy)]
 struct Place {
     slot: usize,
-    pair: usize,
+    key: SaKey,
     from: Side,
     egress: Option<Egress>,
 }
 
-/// Opens, shows TCP to the relay, and seals what the relay does not take.
-fn relayed<T: EspTransform>(
-    relay: &mut Relay,
+/// Opens, asks policies and capture, shows TCP to the relay, and seals what the relay does not take.
+fn opened<T: EspTransform>(
+    relay: Option<(&mut Relay, usize)>,
+    watch: &mut Watch,
     bridge: &mut Bridge<T>,
     place: Place,
     now: Instant,
@@ -582,17 +614,20 @@ fn relayed<T: EspTransform>(
         Side::Terminal => bridge.open_from_terminal(now, packet)?,
         Side::Network => bridge.open_from_peer(now, packet)?,
     };
-    relay.note(now, place.pair, place.slot, place.from, place.egress);
-    if opened.flow.protocol == protocol::TCP {
-        let mtus = relay.mtus();
-        let room = |v4| Room {
-            terminal: bridge.terminal_sender().largest_plain(mtus.terminal, v4),
-            network: bridge.peer_sender().largest_plain(mtus.network, v4),
-        };
-        match relay.input(now, place.pair, place.from, packet.bytes(), room) {
-            Fate::Taken => return Ok(Passage::Taken),
-            Fate::Onward => {}
-            Fate::Broken => return Err(DropReason::RelayMalformed),
+    let may_relay = watch.plain(&place.key, place.from, &opened.flow, packet.bytes())?;
+    if let Some((relay, pair)) = relay {
+        relay.note(now, pair, place.slot, place.from, place.egress);
+        if may_relay && opened.flow.protocol == protocol::TCP {
+            let mtus = relay.mtus();
+            let room = |v4| Room {
+                terminal: bridge.terminal_sender().largest_plain(mtus.terminal, v4),
+                network: bridge.peer_sender().largest_plain(mtus.network, v4),
+            };
+            match relay.input(now, pair, place.from, packet.bytes(), room) {
+                Fate::Taken => return Ok(Passage::Taken),
+                Fate::Onward => {}
+                Fate::Broken => return Err(DropReason::RelayMalformed),
+            }
         }
     }
     match place.from {

@@ -31,12 +31,15 @@ use towpath_common::counter::{DivertKind, FibStatus};
 use towpath_common::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6, checksum_update16};
 use towpath_fabric::GatewaySa;
 use towpath_ipsec::shared::Wanted;
+use towpath_ipsec::spd::Spd;
 use towpath_kernel::{RawIpSender, SendError};
 use towpath_tcp::relay::rules::Rules;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::datapath::{Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey, StoredStart};
+use crate::datapath::{
+    Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey, StoredStart, Tap,
+};
 use crate::relay::{Egress, FlowView, RelayTotals};
 use crate::stored::Installation;
 
@@ -56,6 +59,8 @@ enum Command {
     Install(Box<GatewaySa>),
     InstallStored(Box<Installation>),
     Grant(SaKey, bool, Wanted),
+    Policies(Box<Spd>),
+    Tap(Option<Tap>),
     Remove(SaKey),
     Rules(SubscriberHandle, Option<Arc<Rules>>),
     Snapshot(oneshot::Sender<Snapshot>),
@@ -253,6 +258,16 @@ impl Worker {
         self.command(Command::Grant(key, to_peer, wanted));
     }
 
+    /// Replaces its policies.
+    pub fn set_policies(&self, policies: Box<Spd>) {
+        self.command(Command::Policies(policies));
+    }
+
+    /// Begins a capture, or ends the one there is.
+    pub fn set_tap(&self, tap: Option<Tap>) {
+        self.command(Command::Tap(tap));
+    }
+
     /// Takes an SA away.
     pub fn remove(&self, key: SaKey) {
         self.command(Command::Remove(key));
@@ -371,6 +386,8 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
                 Ok(Command::InstallStored(stored)) => {
                     self.path.install(now, &stored.sa, Some(&stored.start));
                 }
+                Ok(Command::Policies(policies)) => self.path.datapath.set_policies(policies),
+                Ok(Command::Tap(tap)) => self.path.datapath.set_tap(tap),
                 Ok(Command::Grant(key, to_peer, wanted)) => {
                     self.path.datapath.grant(&key, to_peer, &wanted);
                 }

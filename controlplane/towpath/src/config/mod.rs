@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) admin: Admin,
     /// Log lines.
     pub(crate) log: Log,
+    /// What the command line may do beyond running things.
+    pub(crate) permissions: Permissions,
     /// Not for production.
     pub(crate) debug: Debug,
 }
@@ -57,6 +59,7 @@ impl Default for Config {
             store: Store::default(),
             admin: Admin::default(),
             log: Log::default(),
+            permissions: Permissions::default(),
             debug: Debug::default(),
         }
     }
@@ -313,6 +316,16 @@ impl Default for Log {
             filter: "info".into(),
         }
     }
+}
+
+/// `[permissions]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Permissions {
+    /// `towpath capture`: traffic can be written to files.
+    pub(crate) capture: bool,
+    /// `towpath sa list --manual --keys` and `towpath sa export-wireshark`: keys can be read.
+    pub(crate) show_keys: bool,
 }
 
 /// `[debug]`.

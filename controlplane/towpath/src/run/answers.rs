@@ -35,6 +35,12 @@ impl Daemon {
             Request::Stats => self.stats().await,
             Request::IkeList => Ok(Reply::IkeList(self.ike_sas(now))),
             Request::Ike(request) => self.answer_ike(now, request),
+            Request::Manual(request) => self.answer_manual(now, request),
+            Request::Policy(request) => self.answer_policy(request),
+            Request::ExportKeys { segment, spi } => self.export_keys(segment, spi),
+            Request::Capture(request) => self.start_capture(now, &request).await,
+            Request::CaptureRead { id } => self.read_capture(now, id),
+            Request::CaptureStop { id } => self.stop_capture(id),
             Request::Subscriber(request) => self.registry.handle_admin(now, request),
             // The server itself streams them.
             Request::Events => Ok(Reply::Events),
@@ -85,6 +91,7 @@ impl Daemon {
             .keyserver
             .child_sas()
             .filter_map(|(key, subscriber, child)| self.sa(now, key, subscriber, child, &traffic))
+            .chain(self.manual_sas(&traffic))
             .filter(|sa| matches(filter, sa))
             .collect();
         infos.sort_by_key(|sa| (sa.terminal, sa.peer, sa.spi_in));
@@ -135,6 +142,9 @@ impl Daemon {
             },
             local_ts: child.local_ts.iter().copied().collect(),
             remote_ts: child.remote_ts.iter().copied().collect(),
+            manual: None,
+            untouched: counters.untouched,
+            note: None,
         })
     }
 
@@ -167,6 +177,10 @@ impl Daemon {
         counters.extend(
             refused.map(|(reason, packets)| named("control_drop", reason.name(), reason.text(), packets)),
         );
+        if self.degraded_sas > 0 {
+            let text = "directions of shared-key SAs that fell to class none";
+            counters.push(named("gateway", "class_degraded", text, self.degraded_sas));
+        }
         Ok(Reply::Stats(Stats { counters }))
     }
 }

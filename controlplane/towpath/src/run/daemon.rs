@@ -13,7 +13,7 @@ use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_bpf::{CompiledProfile, Dataplane};
 use towpath_common::wire::PORT_IKE;
 use towpath_crypto::{IkeCrypto, SystemRng};
-use towpath_fabric::{Datagram, FromKeyserver, FromRegistry};
+use towpath_fabric::{Datagram, FromKeyserver, FromRegistry, GatewaySa};
 use towpath_gateway::control::{Control, Limits, Output};
 use towpath_gateway::datagram;
 use towpath_gateway::datapath::SaKey;
@@ -29,6 +29,7 @@ use towpath_store::{Kek, RedbStore, Store};
 use towpath_telemetry::admin::{Event, EventBus, Request, Responder};
 
 use super::keylog::KeyLog;
+use super::manual::{Capture, KeptKeys, sa_key};
 use crate::config::Config;
 
 /// Everything that runs here.
@@ -49,6 +50,12 @@ pub(super) struct Daemon {
     keylog: Option<KeyLog>,
     /// SAs and policies that people brought.
     pub(super) stored: Stored,
+    /// For `sa export-wireshark`, with the permission.
+    pub(super) kept: KeptKeys,
+    /// The capture that is running, if any.
+    pub(super) capture: Option<Capture>,
+    /// Captures so far.
+    pub(super) captures: u64,
     /// Directions of shared-key SAs that fell to class `none`.
     pub(super) degraded_sas: u64,
 }
@@ -96,6 +103,9 @@ impl Daemon {
             events,
             keylog,
             stored,
+            kept: KeptKeys::new(),
+            capture: None,
+            captures: 0,
             degraded_sas: 0,
         })
     }
@@ -109,6 +119,7 @@ impl Daemon {
 
     /// Manual SAs go on where the former process can have been at most.
     fn install_stored(&mut self) {
+        self.give_policies();
         match self.stored.installations() {
             Ok(installations) => {
                 for installation in installations {
@@ -119,11 +130,19 @@ impl Daemon {
         }
     }
 
+    /// Keeps the keys if they may be shown.
+    fn keep(&mut self, sa: &GatewaySa) {
+        if self.config.permissions.show_keys {
+            self.kept.insert(sa_key(sa), sa.clone());
+        }
+    }
+
     /// Hands a stored SA to the worker.
     pub(super) fn give(&mut self, installation: Installation) {
         if let Some(keylog) = &mut self.keylog {
             keylog.sa(&installation.sa);
         }
+        self.keep(&installation.sa);
         self.worker.install_stored(Box::new(installation));
     }
 
@@ -179,6 +198,7 @@ impl Daemon {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.keyserver.handle_timeout(now);
         self.registry.handle_timeout(now);
+        self.end_idle_capture(now);
         self.settle(now);
     }
 
@@ -252,8 +272,14 @@ impl Daemon {
                 addresses,
             } => self.serve(&subscriber, &addresses),
             Output::Unserve(handle) => self.unserve(handle),
-            Output::Install(sa) => self.worker.install(sa),
-            Output::Remove(key) => self.worker.remove(key),
+            Output::Install(sa) => {
+                self.keep(&sa);
+                self.worker.install(sa);
+            }
+            Output::Remove(key) => {
+                self.kept.remove(&key);
+                self.worker.remove(key);
+            }
             Output::Reserve { key, to_peer, wanted } => self.reserve(&key, to_peer, wanted),
             Output::Degraded { key, to_peer } => self.degraded(&key, to_peer),
             Output::Count(reason) => self.count(reason),
@@ -334,7 +360,7 @@ impl Daemon {
         }
     }
 
-    fn publish(&self, event: towpath_fabric::Event) {
+    pub(super) fn publish(&self, event: towpath_fabric::Event) {
         let towpath_fabric::Event {
             subscriber,
             terminal,

@@ -7,6 +7,7 @@
 //! | [`answers`], [`ike`] | what the admin socket is told |
 //! | [`relay`] | the TCP relay's parameters |
 //! | [`flow`] | what it is told of TCP connections |
+//! | [`manual`] | manual SAs, policies, captures, exported keys |
 //! | [`keylog`] | the debugging aid that writes keys to a file |
 
 mod answers;
@@ -14,6 +15,7 @@ mod daemon;
 mod flow;
 mod ike;
 mod keylog;
+mod manual;
 mod relay;
 
 use std::sync::OnceLock;

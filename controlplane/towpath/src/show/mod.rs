@@ -18,6 +18,6 @@ use towpath_telemetry::admin::Reply;
 
 use crate::failure::Failure;
 
-fn unexpected(reply: &Reply) -> Failure {
+pub(crate) fn unexpected(reply: &Reply) -> Failure {
     Failure::runtime(format!("unexpected answer: {reply:?}"))
 }

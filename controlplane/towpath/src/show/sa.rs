@@ -16,7 +16,12 @@ pub(crate) fn sa(common: &Common, command: Sa) -> Outcome {
             operator,
             subscriber,
             address,
+            manual,
+            keys,
         } => {
+            if manual {
+                return crate::sa::list(common, keys);
+            }
             let filter = SaFilter {
                 operator,
                 subscriber,
@@ -24,6 +29,9 @@ pub(crate) fn sa(common: &Common, command: Sa) -> Outcome {
             };
             (Request::SaList(filter), None)
         }
+        Sa::Add(args) => return crate::sa::add(common, *args),
+        Sa::Remove { name } => return crate::sa::remove(common, name),
+        Sa::ExportWireshark { spi, side } => return crate::capture::export(common, spi, side),
         Sa::Show { spi } => (Request::SaShow { spi: Spi(spi) }, Some(spi)),
     };
     let sas = match daemon(common)?.request(&request)? {
@@ -112,6 +120,9 @@ fn details(sa: &SaInfo) -> String {
         ("to peer", traffic(sa.to_peer)),
         ("terminal's side", selectors(&sa.local_ts)),
         ("peer's side", selectors(&sa.remote_ts)),
+        ("manual", sa.manual.clone().unwrap_or_else(|| "no".into())),
+        ("untouched", format!("{} packets", sa.untouched)),
+        ("note", sa.note.clone().unwrap_or_else(|| "-".into())),
     ])
 }
 

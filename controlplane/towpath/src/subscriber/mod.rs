@@ -1,6 +1,7 @@
 //! `towpath subscriber`.
 
 mod add;
+mod credential;
 mod document;
 mod secret;
 mod transfer;
@@ -16,6 +17,7 @@ use crate::output;
 use document::SubscriberDocument;
 
 pub(crate) use document::DEFAULT_OPERATOR;
+pub(crate) use secret::unhex;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -85,7 +85,7 @@ pub(super) fn draw_ksub() -> Outcome<SecretKey<32>> {
 }
 
 /// The bytes of an even number of hex digits.
-pub(super) fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+pub(crate) fn unhex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     if !text.len().is_multiple_of(2) || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }

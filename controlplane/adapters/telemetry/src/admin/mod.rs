@@ -16,6 +16,7 @@ mod events;
 mod flow;
 mod ike;
 mod line;
+mod manual;
 mod reply;
 mod request;
 mod server;
@@ -24,6 +25,9 @@ pub use client::{Client, ClientError};
 pub use events::{Event, EventBus, EventReader};
 pub use flow::{FlowFilter, FlowInfo, FlowList, FlowSide, FlowTotals};
 pub use ike::{IkeChild, IkeInfo, IkeRequest};
+pub use manual::{
+    CaptureRequest, CapturedPacket, ExportedKey, ManualRequest, ManualSaInfo, PolicyRequest, Segment,
+};
 pub use reply::{
     AdminError, Attached, Counter, ErrorKind, Location, PortStatus, Reply, Response, SaInfo, Stats, Status,
     SubscriberPage, Traffic,

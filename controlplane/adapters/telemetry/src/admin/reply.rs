@@ -4,12 +4,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+use towpath_base::policy::Policy;
 use towpath_base::profile::Subscriber;
 use towpath_base::sa::{Class, EspSuite, Mode};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{Spi, SubscriberHandle};
 
 use super::ike::IkeInfo;
+use super::manual::{CapturedPacket, ExportedKey, ManualSaInfo};
 use super::request::{Cursor, Record};
 
 /// Everything a request can be answered with.
@@ -50,6 +52,21 @@ pub enum Reply {
     IkeStarted,
     /// Lines of Wireshark's `ikev2_decryption_table`.
     IkeKeys(Vec<String>),
+    /// To [`super::Request::Manual`].
+    ManualSas(Vec<ManualSaInfo>),
+    /// To [`super::Request::Policy`].
+    Policies(Vec<Policy>),
+    /// To [`super::Request::ExportKeys`].
+    Keys(Vec<ExportedKey>),
+    /// To [`super::Request::Capture`].
+    Capturing {
+        /// Number of the capture.
+        id: u64,
+    },
+    /// To [`super::Request::CaptureRead`]: what came since the last look.
+    Packets(Vec<CapturedPacket>),
+    /// Done; there is nothing to tell.
+    Done,
     /// To [`super::Request::Events`]: events follow.
     Events,
     /// One subscriber, as it is now.
@@ -217,6 +234,15 @@ pub struct SaInfo {
     pub local_ts: Vec<TrafficSelector>,
     /// Peer's side of the traffic.
     pub remote_ts: Vec<TrafficSelector>,
+    /// Name of a manual SA.
+    #[serde(default)]
+    pub manual: Option<String>,
+    /// Packets that went on as they came although the class is `full`: shared keys without proof.
+    #[serde(default)]
+    pub untouched: u64,
+    /// What the gateway does with shared keys, or why it does less than the class.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// One counter.

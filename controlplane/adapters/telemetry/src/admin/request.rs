@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::manual::{CaptureRequest, ManualRequest, PolicyRequest, Segment};
 use serde::{Deserialize, Serialize};
 use towpath_base::Spi;
 use towpath_base::profile::{Condition, ServiceProfile, Subscriber, SubscriberSecrets};
@@ -32,6 +33,29 @@ pub enum Request {
     Ike(IkeRequest),
     /// Something about subscribers: for the registry.
     Subscriber(SubscriberRequest),
+    /// Something about manual SAs.
+    Manual(ManualRequest),
+    /// Something about policies.
+    Policy(PolicyRequest),
+    /// Keys for a protocol analyser; needs `permissions.show_keys`. Answered by [`super::Reply::Keys`].
+    ExportKeys {
+        /// Which side's.
+        segment: Segment,
+        /// SPI of either direction; every SA when absent.
+        spi: Option<u32>,
+    },
+    /// Packets of one SA. Answered by [`super::Reply::Capturing`].
+    Capture(CaptureRequest),
+    /// What a capture has. Answered by [`super::Reply::Packets`].
+    CaptureRead {
+        /// Number of the capture.
+        id: u64,
+    },
+    /// Ends a capture. Answered by [`super::Reply::Done`].
+    CaptureStop {
+        /// Number of the capture.
+        id: u64,
+    },
     /// From now on write events. Answered by the server itself.
     Events,
 }
