@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use towpath_base::credentials::Credentials;
 use towpath_base::profile::{
     Attachment, Identification, IkeId, PeerPolicy, Psk, ServiceProfile, Subscriber, SubscriberSecrets,
 };
@@ -73,7 +74,9 @@ pub fn record(
     };
     let secrets = SubscriberSecrets {
         ksub: SecretKey::new(ksub),
-        psks: vec![Psk::new(format!("the pre-shared key of {name}").into_bytes())],
+        credentials: vec![Credentials::psk(Psk::new(
+            format!("the pre-shared key of {name}").into_bytes(),
+        ))],
     };
     (subscriber, secrets)
 }
@@ -110,7 +113,7 @@ fn records_come_back_as_they_went_in(store: &dyn Store) {
         Some(wanted.clone())
     );
     let kept = store.secrets(handle).expect("secrets").expect("there");
-    assert!(kept.ksub == secrets.ksub && kept.psks == secrets.psks);
+    assert!(kept.ksub == secrets.ksub && kept.credentials == secrets.credentials);
     wanted.profile.to_terminal.clear();
     store.update(&wanted).expect("update");
     assert_eq!(store.get(handle).expect("get"), Some(wanted.clone()));

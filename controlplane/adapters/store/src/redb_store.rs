@@ -18,7 +18,8 @@ use towpath_base::selector::Prefix;
 use crate::seal::Sealer;
 use crate::tables::{
     COUNTERS, EPOCH_KEY, FIXED, KEY_CHECK, LOCATIONS, NAMES, NEXT_HANDLE_KEY, NUMBERS, SCHEMA, SCHEMA_KEY,
-    SECRETS, SUBSCRIBERS, address_key, decode, encode, key_prefix, place, prefix_key,
+    SECRETS, SUBSCRIBERS, address_key, decode, decode_secrets, encode, encode_secrets, key_prefix, place,
+    prefix_key,
 };
 use crate::{Imported, Kek, Location, Result, Store, StoreError};
 
@@ -179,7 +180,7 @@ impl RedbStore {
             .sealer
             .open(&place(subscriber), sealed)
             .map_err(|_| StoreError::Damaged(subscriber.handle))?;
-        decode(subscriber.handle, &plain)
+        decode_secrets(subscriber.handle, &plain)
     }
 
     /// Adds or replaces one subscriber.
@@ -214,7 +215,7 @@ impl RedbStore {
             .insert((new.operator.as_str(), new.name.as_str()), new.handle.0)
             .map_err(db)?;
         put_record(transaction, &new)?;
-        let sealed = self.seal(&place(&new), &encode(secrets))?;
+        let sealed = self.seal(&place(&new), &encode_secrets(secrets))?;
         let mut table = transaction.open_table(SECRETS).map_err(db)?;
         table.insert(new.handle.0, sealed.as_slice()).map_err(db)?;
         match old {

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use redb::TableDefinition;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use towpath_base::SubscriberHandle;
-use towpath_base::profile::Subscriber;
+use serde::{Deserialize, Serialize};
+use towpath_base::credentials::Credentials;
+use towpath_base::profile::{Psk, Subscriber, SubscriberSecrets};
 use towpath_base::selector::Prefix;
+use towpath_base::{SecretKey, SubscriberHandle};
 use zeroize::Zeroizing;
 
 use crate::{Result, StoreError};
@@ -48,6 +49,9 @@ pub(crate) const LOCATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::n
 /// Version of the encoding of records, their first byte.
 const ENCODING: u8 = 1;
 
+/// The same for secrets: 1 held a pre-shared key for each peer, 2 holds credentials of every kind.
+const SECRETS_ENCODING: u8 = 2;
+
 /// A record as bytes: version, then postcard.
 pub(crate) fn encode<T: Serialize>(record: &T) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(vec![ENCODING]);
@@ -55,6 +59,35 @@ pub(crate) fn encode<T: Serialize>(record: &T) -> Zeroizing<Vec<u8>> {
     let body = Zeroizing::new(postcard::to_allocvec(record).unwrap_or_default());
     bytes.extend_from_slice(&body);
     bytes
+}
+
+/// [`encode`] for secrets.
+pub(crate) fn encode_secrets(secrets: &SubscriberSecrets) -> Zeroizing<Vec<u8>> {
+    let mut bytes = encode(secrets);
+    if let Some(version) = bytes.first_mut() {
+        *version = SECRETS_ENCODING;
+    }
+    bytes
+}
+
+/// Secrets as they were stored before there were certificates.
+#[derive(Deserialize)]
+struct PskSecrets {
+    ksub: SecretKey<32>,
+    psks: Vec<Psk>,
+}
+
+/// [`decode`] for secrets, of either encoding.
+pub(crate) fn decode_secrets(handle: SubscriberHandle, bytes: &[u8]) -> Result<SubscriberSecrets> {
+    let Some((&SECRETS_ENCODING, body)) = bytes.split_first() else {
+        let PskSecrets { ksub, psks } = decode(handle, bytes)?;
+        let credentials = psks.into_iter().map(Credentials::psk).collect();
+        return Ok(SubscriberSecrets { ksub, credentials });
+    };
+    match postcard::take_from_bytes(body) {
+        Ok((secrets, [])) => Ok(secrets),
+        _ => Err(StoreError::Damaged(handle)),
+    }
 }
 
 /// The record of `handle` from its bytes.
@@ -121,6 +154,25 @@ pub(crate) fn key_prefix(key: &[u8]) -> Option<Prefix> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_stored_before_certificates_are_read() {
+        let handle = SubscriberHandle(1);
+        let ksub = [7u8; 32];
+        let before = encode(&(
+            SecretKey::new(ksub),
+            vec![Psk::new(vec![1]), Psk::new(vec![0, 1])],
+        ));
+        let read = decode_secrets(handle, &before).unwrap();
+        assert_eq!(read.ksub.expose(), &ksub);
+        let psks = [vec![1], vec![0, 1]].map(|psk| Credentials::psk(Psk::new(psk)));
+        assert_eq!(read.credentials, psks);
+        let again = decode_secrets(handle, &encode_secrets(&read)).unwrap();
+        assert_eq!(again.credentials, read.credentials);
+        let mut other = encode_secrets(&read);
+        other[0] = 3;
+        assert!(decode_secrets(handle, &other).is_err());
+    }
 
     #[test]
     fn prefixes_are_read_back_and_ordered_by_address() {

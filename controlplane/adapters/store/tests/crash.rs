@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use towpath_base::SecretKey;
 use towpath_base::SubscriberHandle;
+use towpath_base::credentials::Credentials;
 use towpath_base::profile::{Attachment, Identification, Psk, ServiceProfile, Subscriber, SubscriberSecrets};
 use towpath_base::selector::Prefix;
 use towpath_store::{Kek, Location, RedbStore, Store};
@@ -29,7 +30,7 @@ fn record(number: u64) -> (Subscriber, SubscriberSecrets) {
     };
     let secrets = SubscriberSecrets {
         ksub: SecretKey::new([number as u8; 32]),
-        psks: vec![Psk::new(number.to_be_bytes().to_vec())],
+        credentials: vec![Credentials::psk(Psk::new(number.to_be_bytes().to_vec()))],
     };
     (subscriber, secrets)
 }
@@ -87,8 +88,8 @@ fn what_was_acknowledged_survives_sigkill() {
             let kept = store.get(handle).unwrap().unwrap();
             assert_eq!(kept.name, format!("s{number}"));
             assert_eq!(
-                store.secrets(handle).unwrap().unwrap().psks,
-                record(*number).1.psks
+                store.secrets(handle).unwrap().unwrap().credentials,
+                record(*number).1.credentials
             );
             assert_eq!(store.last_counter(handle).unwrap(), *number);
         }

@@ -6,6 +6,7 @@ use core::fmt;
 use core::net::IpAddr;
 use core::str::FromStr;
 
+use crate::credentials::Credentials;
 use crate::ids::SubscriberHandle;
 use crate::key::SecretKey;
 use crate::sa::{Class, EspSuite, Lifetime, Mode};
@@ -403,8 +404,8 @@ impl Subscriber {
 pub struct SubscriberSecrets {
     /// The symmetric key shared with the terminal, 256 bits.
     pub ksub: SecretKey<32>,
-    /// Pre-shared keys for IKE, in the order of [`Subscriber::peers`].
-    pub psks: Vec<Psk>,
+    /// Credentials for IKE, in the order of [`Subscriber::peers`].
+    pub credentials: Vec<Credentials>,
 }
 
 impl fmt::Debug for SubscriberSecrets {

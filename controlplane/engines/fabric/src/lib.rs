@@ -16,8 +16,9 @@ use core::net::{IpAddr, SocketAddr};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use towpath_base::credentials::Credentials;
 use towpath_base::key::{Key, SecretKey};
-use towpath_base::profile::{PeerPolicy, Psk, Subscriber};
+use towpath_base::profile::{PeerPolicy, Subscriber};
 use towpath_base::sa::{ChildSa, Class, EspKeys, EspSuite, Mode};
 use towpath_base::{Spi, SubscriberHandle};
 use towpath_common::DropReason;
@@ -254,8 +255,8 @@ pub enum FromRegistry {
         request: u64,
         /// Subscriber.
         subscriber: SubscriberHandle,
-        /// Policy and pre-shared key.
-        credential: Option<(PeerPolicy, Psk)>,
+        /// Policy and credentials.
+        credential: Option<(PeerPolicy, Credentials)>,
     },
     /// A message was refused; the gateway counts it.
     Refused(DropCode),

@@ -1,10 +1,14 @@
 //! From a subscriber's record to what the IKE engine negotiates.
 
 use core::fmt;
+use std::sync::Arc;
 
+use towpath_base::credentials::Credentials;
+use towpath_base::crypto::{PeerVerifier, Signer};
 use towpath_base::profile::{PeerPolicy, Psk};
 use towpath_base::sa::{Class, EspSuite};
-use towpath_ike::{IkeProposal, Policy};
+use towpath_crypto::{CertificateSigner, InvalidCredential, TrustVerifier};
+use towpath_ike::{Auth, IkeProposal, Policy};
 
 /// A record the engine cannot use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +17,10 @@ pub(crate) enum PolicyError {
     Proposal(String),
     /// No ESP suite, or no IKE proposal.
     Empty,
+    /// Certificate, key, authorities or revocation lists cannot be used.
+    Credential(InvalidCredential),
+    /// Nothing to prove an identity with, on one side or the other.
+    NoCredential,
 }
 
 impl fmt::Display for PolicyError {
@@ -20,6 +28,8 @@ impl fmt::Display for PolicyError {
         match self {
             Self::Proposal(text) => write!(f, "IKE proposal {text:?} is not known"),
             Self::Empty => f.write_str("policy without IKE proposal or ESP suite"),
+            Self::Credential(error) => write!(f, "credentials cannot be used: {error}"),
+            Self::NoCredential => f.write_str("policy without credentials for both sides"),
         }
     }
 }
@@ -32,8 +42,25 @@ pub(crate) const fn possible_class(asked: Class, suite: EspSuite) -> Class {
     }
 }
 
+/// Keys and certificates in a form the engine can use.
+fn auth(credentials: Credentials) -> Result<Auth, PolicyError> {
+    if !credentials.is_complete() {
+        return Err(PolicyError::NoCredential);
+    }
+    let signer = credentials.certificate.as_ref().map(CertificateSigner::new);
+    let (authorities, lists) = (&credentials.authorities, &credentials.revocation_lists);
+    let verifier = (!authorities.is_empty()).then(|| TrustVerifier::new(authorities, lists));
+    let signer = signer.transpose().map_err(PolicyError::Credential)?;
+    let verifier = verifier.transpose().map_err(PolicyError::Credential)?;
+    Ok(Auth {
+        signer: signer.map(|signer| Arc::new(signer) as Arc<dyn Signer>),
+        verifier: verifier.map(|verifier| Arc::new(verifier) as Arc<dyn PeerVerifier>),
+        ppk: credentials.ppk,
+    })
+}
+
 /// The engine's policy for one peer.
-pub(crate) fn engine_policy(record: &PeerPolicy, psk: Psk) -> Result<Policy, PolicyError> {
+pub(crate) fn engine_policy(record: &PeerPolicy, credentials: Credentials) -> Result<Policy, PolicyError> {
     let ike_proposals = record
         .ike_proposals
         .iter()
@@ -48,7 +75,7 @@ pub(crate) fn engine_policy(record: &PeerPolicy, psk: Psk) -> Result<Policy, Pol
     Ok(Policy {
         local_id: record.local_id.clone(),
         remote_id: record.remote_id.clone(),
-        psk,
+        psk: credentials.psk.clone().unwrap_or(Psk::new(Vec::new())),
         ike_proposals,
         esp_suites: record.esp_suites.clone(),
         esn: record.esn,
@@ -57,6 +84,6 @@ pub(crate) fn engine_policy(record: &PeerPolicy, psk: Psk) -> Result<Policy, Pol
         remote_ts: record.remote_ts.clone(),
         lifetime: record.lifetime,
         force_encap: false,
-        auth: Default::default(),
+        auth: auth(credentials)?,
     })
 }

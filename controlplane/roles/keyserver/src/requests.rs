@@ -1,7 +1,8 @@
 //! What terminals and peers ask for: sealed messages, credentials, the start of an exchange.
 
+use towpath_base::credentials::Credentials;
 use towpath_base::crypto::{KeyGenerator, Rng};
-use towpath_base::profile::{PeerPolicy, Psk};
+use towpath_base::profile::PeerPolicy;
 use towpath_base::sa::Class;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_fabric::{Datagram, FromKeyserver, ToRegistry};
@@ -152,7 +153,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         now: Instant,
         request: u64,
         subscriber: SubscriberHandle,
-        credential: Option<(PeerPolicy, Psk)>,
+        credential: Option<(PeerPolicy, Credentials)>,
     ) {
         let Some(waiting) = self.waiting.remove(&request) else {
             return;
@@ -161,7 +162,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         let class = credential
             .as_ref()
             .map_or(Class::None, |(record, _)| record.class);
-        let policy = credential.map(|(record, psk)| engine_policy(&record, psk));
+        let policy = credential.map(|(record, credentials)| engine_policy(&record, credentials));
         if let Some(Err(error)) = &policy {
             self.event(Some(key), subscriber, "policy_unusable", error.to_string());
         }

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use towpath_base::credentials::Credentials;
 use towpath_base::crypto::Rng;
 use towpath_base::key::SecretKey;
 use towpath_base::profile::{IkeId, PeerPolicy, Psk};
@@ -162,7 +163,8 @@ impl World {
         } = message
         {
             let psk = (self.psk_of)(subscriber);
-            let credential = psk.map(|psk| (self.policy(subscriber, peer), Psk::new(psk.to_vec())));
+            let credentials = |psk: &[u8]| Credentials::psk(Psk::new(psk.to_vec()));
+            let credential = psk.map(|psk| (self.policy(subscriber, peer), credentials(psk)));
             let answer = FromRegistry::Credential {
                 request,
                 subscriber,

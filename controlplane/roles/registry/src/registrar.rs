@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use towpath_base::credentials::Credentials;
 use towpath_base::crypto::Rng;
-use towpath_base::profile::{Attachment, PeerPolicy, Psk, Subscriber, SubscriberSecrets};
+use towpath_base::profile::{Attachment, PeerPolicy, Subscriber, SubscriberSecrets};
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_fabric::{Datagram, Event, FromRegistry, SessionGrant, SessionId, ToRegistry};
 use towpath_keyx::message::peek;
@@ -402,13 +403,13 @@ impl<R: Rng> Registry<R> {
 
     // -- credentials --------------------------------------------------------------------------------------
 
-    /// Policy and pre-shared key for one peer, if the subscriber may talk to it.
-    fn credential(&self, handle: SubscriberHandle, peer: IpAddr) -> Option<(PeerPolicy, Psk)> {
+    /// Policy and credentials for one peer, if the subscriber may talk to it.
+    fn credential(&self, handle: SubscriberHandle, peer: IpAddr) -> Option<(PeerPolicy, Credentials)> {
         let (subscriber, secrets) = self.known(handle).ok()?;
         let matches = |policy: &PeerPolicy| policy.peer.contains(peer);
         let index = subscriber.peers.iter().position(matches)?;
-        let psk = secrets.psks.get(index)?.clone();
-        Some((subscriber.peers.into_iter().nth(index)?, psk))
+        let credentials = secrets.credentials.get(index)?.clone();
+        Some((subscriber.peers.into_iter().nth(index)?, credentials))
     }
 
     // -- administration -----------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 
+use towpath_base::credentials::Credentials;
 use towpath_base::profile::{Attachment, IkeId, PeerPolicy, Subscriber, SubscriberSecrets};
 use towpath_base::sa::{Class, MAX_SELECTORS};
 use towpath_base::selector::Prefix;
+use towpath_crypto::{CertificateSigner, TrustVerifier};
 use towpath_ike::IkeProposal;
 use towpath_telemetry::admin::AdminError;
 
@@ -13,6 +15,12 @@ pub const MAX_ADDRESSES: usize = 16;
 
 /// Most peers of one subscriber.
 pub const MAX_PEERS: usize = 64;
+
+/// Most certificates a subscriber shows.
+pub(crate) const MAX_CERTIFICATES: usize = 8;
+
+/// Most authorities a subscriber trusts with one peer.
+pub(crate) const MAX_AUTHORITIES: usize = 16;
 
 /// Longest pre-shared key, bytes.
 pub const MAX_PSK: usize = 1024;
@@ -27,23 +35,69 @@ fn invalid(subscriber: &Subscriber, field: &str, problem: impl std::fmt::Display
 /// Checks a record as it would be stored.
 pub fn validate(subscriber: &Subscriber, secrets: &SubscriberSecrets) -> Checked {
     validate_subscriber(subscriber)?;
-    if secrets.psks.len() != subscriber.peers.len() {
-        let (keys, peers) = (secrets.psks.len(), subscriber.peers.len());
+    if secrets.credentials.len() != subscriber.peers.len() {
+        let (keys, peers) = (secrets.credentials.len(), subscriber.peers.len());
         return Err(invalid(
             subscriber,
             "psk",
             format!("{keys} for {peers} peers, expected one for each"),
         ));
     }
-    for (index, psk) in secrets.psks.iter().enumerate() {
+    for (index, given) in secrets.credentials.iter().enumerate() {
+        credentials(given).map_err(|(field, problem)| {
+            invalid(subscriber, &format!("{field} of peers[{index}]"), problem)
+        })?;
+    }
+    Ok(())
+}
+
+/// What is wrong with the credentials for one peer: the field and the problem.
+fn credentials(given: &Credentials) -> Result<(), (&'static str, String)> {
+    if let Some(psk) = &given.psk {
         let length = psk.expose().len();
         if !(1..=MAX_PSK).contains(&length) {
-            return Err(invalid(
-                subscriber,
-                &format!("psk of peers[{index}]"),
-                format!("{length} bytes, expected 1 to {MAX_PSK}"),
+            return Err(("psk", format!("{length} bytes, expected 1 to {MAX_PSK}")));
+        }
+    }
+    if let Some(certificate) = &given.certificate {
+        let count = certificate.chain.len();
+        if count > MAX_CERTIFICATES {
+            return Err((
+                "certificate",
+                format!("{count} certificates, expected at most {MAX_CERTIFICATES}"),
             ));
         }
+        if let Err(error) = CertificateSigner::new(certificate) {
+            return Err(("certificate", error.to_string()));
+        }
+    }
+    if given.authorities.len() > MAX_AUTHORITIES {
+        let count = given.authorities.len();
+        return Err((
+            "authorities",
+            format!("{count}, expected at most {MAX_AUTHORITIES}"),
+        ));
+    }
+    if let Err(error) = TrustVerifier::new(&given.authorities, &given.revocation_lists) {
+        return Err(("authorities", error.to_string()));
+    }
+    if let Some(ppk) = &given.ppk {
+        if !(1..=255).contains(&ppk.id.len()) {
+            return Err(("ppk_id", format!("{} bytes, expected 1 to 255", ppk.id.len())));
+        }
+        let length = ppk.secret.expose().len();
+        if !(32..=MAX_PSK).contains(&length) {
+            return Err((
+                "ppk",
+                format!("{length} bytes, expected 32 to {MAX_PSK} (RFC 8784 §6)"),
+            ));
+        }
+    }
+    if !given.is_complete() {
+        return Err((
+            "psk",
+            "is missing, expected a pre-shared key, or a certificate with its key and authorities".into(),
+        ));
     }
     Ok(())
 }
@@ -273,11 +327,11 @@ mod tests {
                 "identification: none, expected",
             ),
             (
-                refused(|_, k| k.psks.clear()),
+                refused(|_, k| k.credentials.clear()),
                 "psk: 0 for 1 peers, expected one for each",
             ),
             (
-                refused(|_, k| k.psks[0] = Psk::new(Vec::new())),
+                refused(|_, k| k.credentials[0].psk = Some(Psk::new(Vec::new()))),
                 "psk of peers[0]: 0 bytes, expected 1 to 1024",
             ),
             (

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
+use towpath_base::credentials::Credentials;
 use towpath_base::profile::{
-    Attachment, Identification, IkeId, PeerPolicy, Psk, ServiceProfile, Subscriber, SubscriberSecrets,
+    Attachment, Identification, IkeId, PeerPolicy, ServiceProfile, Subscriber, SubscriberSecrets,
 };
 use towpath_base::sa::{Class, EspSuite, Lifetime, Mode};
 use towpath_base::selector::Prefix;
@@ -13,6 +14,7 @@ use towpath_telemetry::admin::{Record, Reply, SubscriberRequest};
 use towpath_terminal::config::{Action, MAX_ADDRESSES};
 use towpath_terminal::{Ksub, PolicyConfig, PortRange, Protocol, TerminalConfig};
 
+use super::credential::CredentialDocument;
 use super::secret::{self, PrivateFile};
 use super::{DEFAULT_OPERATOR, SubscriberDocument, transfer, unexpected};
 use crate::backend::Backend;
@@ -31,12 +33,18 @@ Examples:
     pass show bob | towpath subscriber add bob --operator north --address 10.77.2.0/24 \\
         --peer 192.0.2.0/24 --mode tunnel --class none --psk-stdin --ksub-file bob.key
 
+  A certificate for the terminal, and an authority that certifies its peer:
+    towpath subscriber add carol --address 10.77.3.2 --local-id carol.example.net --peer 10.77.9.2 \\
+        --remote-id peer.example.net --cert carol.pem --key carol.key --ca authority.pem \\
+        --terminal-config carol.toml
+
 Peers with different settings go into a file: see `towpath subscriber import`.";
 
 /// Options of a new subscriber.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER)]
 #[command(group = ArgGroup::new("psk").args(["psk_file", "psk_stdin"]))]
+#[command(group = ArgGroup::new("credential").args(["psk_file", "psk_stdin", "cert", "authorities"]).multiple(true))]
 pub(crate) struct Add {
     /// Name, unique within the operator
     name: String,
@@ -63,7 +71,7 @@ pub(crate) struct Add {
     #[arg(
         long = "peer",
         value_name = "PREFIX",
-        requires = "psk",
+        requires = "credential",
         help_heading = "Key exchange"
     )]
     peers: Vec<Prefix>,
@@ -73,6 +81,37 @@ pub(crate) struct Add {
     /// Read the pre-shared key from standard input
     #[arg(long, requires = "peers", help_heading = "Key exchange")]
     psk_stdin: bool,
+    /// File with the terminal's certificate and those between it and what the peer trusts, PEM
+    #[arg(long, value_name = "FILE", requires_all = ["peers", "key"], help_heading = "Key exchange")]
+    cert: Option<PathBuf>,
+    /// File with the certificate's private key, PEM
+    #[arg(long, value_name = "FILE", requires = "cert", help_heading = "Key exchange")]
+    key: Option<PathBuf>,
+    /// File with authorities the peer's certificate must come from, PEM; several are allowed
+    #[arg(
+        long = "ca",
+        value_name = "FILE",
+        requires = "peers",
+        help_heading = "Key exchange"
+    )]
+    authorities: Vec<PathBuf>,
+    /// File with revocation lists of these authorities, PEM; several are allowed
+    #[arg(
+        long = "crl",
+        value_name = "FILE",
+        requires = "authorities",
+        help_heading = "Key exchange"
+    )]
+    revocation_lists: Vec<PathBuf>,
+    /// Name of a post-quantum pre-shared key (RFC 8784)
+    #[arg(long, value_name = "NAME", requires_all = ["peers", "ppk_file"], help_heading = "Key exchange")]
+    ppk_id: Option<String>,
+    /// File with that key, 32 bytes or more
+    #[arg(long, value_name = "FILE", requires = "ppk_id", help_heading = "Key exchange")]
+    ppk_file: Option<PathBuf>,
+    /// Refuse peers that do not use it
+    #[arg(long, requires = "ppk_id", help_heading = "Key exchange")]
+    ppk_required: bool,
     /// Identity shown as the terminal's (address, name, user@host; fqdn:, email:, keyid:HEX) [default: the NAI]
     #[arg(long, value_name = "ID", value_parser = parse_id, help_heading = "Key exchange")]
     local_id: Option<IkeId>,
@@ -217,12 +256,7 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
     if identification == Identification::default() {
         identification.nai = Some(format!("{}@{}", args.name, args.operator));
     }
-    let psk = match (&args.psk_file, args.psk_stdin) {
-        (Some(path), _) => secret::psk_file(path).map_err(Failure::Usage)?,
-        (None, true) => secret::psk_stdin().map_err(Failure::Usage)?,
-        // Without peers there is nothing to prove.
-        (None, false) => Psk::new(Vec::new()),
-    };
+    let credentials = credentials(args)?;
     let local_id = match (&args.local_id, &identification.nai) {
         (Some(id), _) => id.clone(),
         (None, Some(nai)) => IkeId::from_text(nai),
@@ -272,13 +306,35 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
     };
     let secrets = SubscriberSecrets {
         ksub: ksub.clone(),
-        psks: vec![psk; args.peers.len()],
+        credentials: vec![credentials; args.peers.len()],
     };
     towpath_registry::validate(&subscriber, &secrets)?;
     Ok(Record {
         subscriber,
         secrets: Some(secrets),
     })
+}
+
+/// What the terminal and its peers prove themselves with.
+fn credentials(args: &Add) -> Outcome<Credentials> {
+    let psk = match (&args.psk_file, args.psk_stdin) {
+        (Some(path), _) => Some(secret::psk_file(path).map_err(Failure::Usage)?),
+        (None, true) => Some(secret::psk_stdin().map_err(Failure::Usage)?),
+        (None, false) => None,
+    };
+    let document = CredentialDocument {
+        certificate_file: args.cert.clone(),
+        key_file: args.key.clone(),
+        authority_files: args.authorities.clone(),
+        revocation_list_files: args.revocation_lists.clone(),
+        ppk_id: args.ppk_id.clone(),
+        ppk_file: args.ppk_file.clone(),
+        ppk_required: args.ppk_required,
+        ..CredentialDocument::default()
+    };
+    document
+        .into_credentials(psk)
+        .map_err(|(key, problem)| Failure::usage(format!("{key}: {problem}")))
 }
 
 /// The terminal's configuration file.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use towpath_base::SubscriberHandle;
+use towpath_base::credentials::Credentials;
 use towpath_base::profile::{
     Attachment, Identification, IkeId, PeerPolicy, Psk, ServiceProfile, Subscriber, SubscriberSecrets,
 };
@@ -12,6 +13,7 @@ use towpath_base::selector::{Prefix, TrafficSelector};
 use towpath_telemetry::admin::{Location, Record};
 use zeroize::Zeroizing;
 
+use super::credential::CredentialDocument;
 use super::secret;
 
 /// The operator of who names none.
@@ -96,6 +98,9 @@ pub(crate) struct PeerDocument {
     /// File with the pre-shared key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) psk_file: Option<PathBuf>,
+    /// Certificates and post-quantum key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) credential: Option<Box<CredentialDocument>>,
     /// Limits of ESP SAs.
     #[serde(default)]
     pub(crate) lifetime: LifetimeDocument,
@@ -192,11 +197,11 @@ impl SubscriberDocument {
             identification.nai = Some(format!("{}@{}", self.name, self.operator));
         }
         let ksub = self.ksub()?;
-        let mut psks = Vec::new();
+        let mut credentials = Vec::new();
         let mut peers = Vec::new();
         for (index, peer) in self.peers.into_iter().enumerate() {
             let place = |(key, problem): Invalid| (format!("peers[{index}].{key}"), problem);
-            psks.push(peer.psk().map_err(place)?);
+            credentials.push(peer.credentials().map_err(place)?);
             let policy = peer.into_policy(&self.identification, defaults);
             peers.push(policy.map_err(place)?);
         }
@@ -211,7 +216,7 @@ impl SubscriberDocument {
                 profile: self.profile,
                 peers,
             },
-            secrets: Some(SubscriberSecrets { ksub, psks }),
+            secrets: Some(SubscriberSecrets { ksub, credentials }),
         })
     }
 
@@ -241,11 +246,15 @@ impl SubscriberDocument {
             profile,
             peers,
         } = subscriber;
-        let psk = |index: usize| secrets.as_ref().and_then(|secrets| secrets.psks.get(index));
+        let credentials = |index: usize| {
+            secrets
+                .as_ref()
+                .and_then(|secrets| secrets.credentials.get(index))
+        };
         let peers = peers
             .into_iter()
             .enumerate()
-            .map(|(index, policy)| PeerDocument::from_policy(policy, psk(index)))
+            .map(|(index, policy)| PeerDocument::from_policy(policy, credentials(index)))
             .collect();
         Self {
             name,
@@ -264,19 +273,31 @@ impl SubscriberDocument {
 }
 
 impl PeerDocument {
-    fn psk(&self) -> Result<Psk, Invalid> {
+    fn credentials(&self) -> Result<Credentials, Invalid> {
+        let document = self.credential.as_deref().cloned().unwrap_or_default();
+        let place = |(key, problem): Invalid| (format!("credential.{key}"), problem);
+        let credentials = document.into_credentials(self.psk()?).map_err(place)?;
+        if credentials.is_complete() {
+            return Ok(credentials);
+        }
+        Err((
+            "psk".into(),
+            "is missing, expected `psk`, `psk_hex` or `psk_file`, or `credential` with a certificate and authorities"
+                .into(),
+        ))
+    }
+
+    fn psk(&self) -> Result<Option<Psk>, Invalid> {
         match (&self.psk, &self.psk_hex, &self.psk_file) {
-            (Some(text), None, None) => Ok(Psk::new(text.as_bytes().to_vec())),
+            (Some(text), None, None) => Ok(Some(Psk::new(text.as_bytes().to_vec()))),
             (None, Some(text), None) => secret::unhex(text)
-                .map(|bytes| Psk::new(bytes.to_vec()))
+                .map(|bytes| Some(Psk::new(bytes.to_vec())))
                 .ok_or_else(|| ("psk_hex".into(), "expected hex digits (value not shown)".into())),
             (None, None, Some(path)) => {
-                secret::psk_file(path).map_err(|problem| ("psk_file".into(), problem))
+                let psk = secret::psk_file(path).map_err(|problem| ("psk_file".into(), problem));
+                psk.map(Some)
             }
-            (None, None, None) => Err((
-                "psk".into(),
-                "is missing, expected `psk`, `psk_hex` or `psk_file`".into(),
-            )),
+            (None, None, None) => Ok(None),
             _ => Err((
                 "psk".into(),
                 "expected one of `psk`, `psk_hex` and `psk_file`, not several".into(),
@@ -319,7 +340,8 @@ impl PeerDocument {
         })
     }
 
-    fn from_policy(policy: PeerPolicy, psk: Option<&Psk>) -> Self {
+    fn from_policy(policy: PeerPolicy, credentials: Option<&Credentials>) -> Self {
+        let psk = credentials.and_then(|credentials| credentials.psk.as_ref());
         let PeerPolicy {
             peer,
             local_id,
@@ -353,6 +375,15 @@ impl PeerDocument {
             psk: text.map(|text| Zeroizing::new(text.to_owned())),
             psk_hex,
             psk_file: None,
+            credential: credentials
+                .filter(|credentials| {
+                    **credentials
+                        != Credentials {
+                            psk: credentials.psk.clone(),
+                            ..Credentials::default()
+                        }
+                })
+                .map(|credentials| Box::new(CredentialDocument::from_credentials(credentials))),
             lifetime: lifetime.into(),
         }
     }
@@ -410,7 +441,7 @@ mod tests {
             let again = read.into_record(&defaults()).unwrap();
             assert_eq!(again.subscriber, record.subscriber);
             let (again, secrets) = (again.secrets.unwrap(), record.secrets.as_ref().unwrap());
-            assert!(again.ksub == secrets.ksub && again.psks == secrets.psks);
+            assert!(again.ksub == secrets.ksub && again.credentials == secrets.credentials);
         }
     }
 

@@ -6,6 +6,7 @@
 //! ever fetched: certificates come from the peer or the policy, revocation lists from the policy.
 
 mod certificate;
+pub mod pem;
 mod signer;
 mod verifier;
 

@@ -44,7 +44,7 @@ fn the_file_is_private_exclusive_and_holds_no_secret() {
     let bytes = fs::read(&path).unwrap();
     let holds = |secret: &[u8]| bytes.windows(secret.len()).any(|window| window == secret);
     assert!(holds(b"alice"), "the search does not find what is there");
-    assert!(!holds(record.1.ksub.expose()) && !holds(record.1.psks[0].expose()));
+    assert!(!holds(record.1.ksub.expose()) && !holds(record.1.credentials[0].psk.as_ref().unwrap().expose()));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     let error = RedbStore::open(&path, &kek(1)).unwrap_err().to_string();
     assert!(error.contains("mode 0644, expected 0600"), "{error}");
