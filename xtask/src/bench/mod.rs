@@ -4,6 +4,7 @@
 //! quartile. A figure that misses its goal is printed as it is.
 
 mod dataplane;
+mod ike;
 mod netns;
 mod tcp;
 mod terminal;
@@ -20,12 +21,12 @@ use serde::Serialize;
 /// Options of `cargo xtask bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to measure: dataplane, tcp, terminal.
+    /// What to measure: dataplane, ike, tcp, terminal.
     pub name: String,
     /// Finish within five minutes.
     #[arg(long)]
     pub quick: bool,
-    /// Measure only these parts, separated by commas (tcp: goodput, megabyte, snoop, sharing).
+    /// Measure only these parts, separated by commas (ike: psk, ecdsa, mlkem, many; tcp: goodput, megabyte, snoop, sharing).
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     pub only: Vec<String>,
     /// Measure the programs as they are built, optimised or not.
@@ -177,9 +178,10 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
         "dataplane" => dataplane::run(root, args)?,
         "tcp" if cfg!(debug_assertions) && !args.as_built => return run_optimised(root, args),
         "tcp" => tcp::run(root, args)?,
+        "ike" => ike::run(root, args)?,
         "terminal" => terminal::run(root, args)?,
         other => {
-            let known = "there are dataplane, tcp and terminal";
+            let known = "there are dataplane, ike, tcp and terminal";
             return Err(crate::sh::Usage(format!("there is no benchmark {other:?}; {known}")).into());
         }
     };

@@ -6,6 +6,8 @@ mod budget;
 mod collision;
 mod cookie;
 mod core;
+#[cfg(test)]
+mod defects;
 mod stray;
 #[cfg(test)]
 mod tests;

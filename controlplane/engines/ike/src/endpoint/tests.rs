@@ -23,11 +23,11 @@ use crate::protect::{Inside, protect};
 use crate::sa::State;
 use crate::wire::{Delete, ExchangeType, Header, Notify, NotifyType, Payload, Protocol, encode_payloads};
 
-type Ends = [Endpoint<IkeCrypto, SeededRng>; 2];
+pub(super) type Ends = [Endpoint<IkeCrypto, SeededRng>; 2];
 
-const NOW: Instant = Instant::from_secs(1);
+pub(super) const NOW: Instant = Instant::from_secs(1);
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     Policy {
         local_id: IkeId::Fqdn("host.test".into()),
         remote_id: None,
@@ -44,12 +44,12 @@ fn policy() -> Policy {
     }
 }
 
-fn ends() -> [SocketAddr; 2] {
+pub(super) fn ends() -> [SocketAddr; 2] {
     ["10.0.0.1:500", "10.0.0.2:500"].map(|text| text.parse().unwrap())
 }
 
 /// An initiator and a responder after `messages` messages.
-fn after(messages: usize) -> Ends {
+pub(super) fn after(messages: usize) -> Ends {
     let mut pair = [1, 2].map(|seed| Endpoint::new(Config::default(), IkeCrypto, SeededRng::new(seed)));
     let [local, remote] = ends().map(|end| end.ip());
     let wish = Initiate {
@@ -97,7 +97,7 @@ fn deliver(pair: &mut Ends, message: &[u8]) -> Result<(), DropReason> {
     pair[1].handle_datagram(NOW, source, destination, message)
 }
 
-fn child_request() -> Vec<Payload<'static>> {
+pub(super) fn child_request() -> Vec<Payload<'static>> {
     let [ours, theirs] = ends().map(|end| TrafficSelector::host(end.ip()));
     vec![
         Payload::Sa(offer_esp(&[EspSuite::Aes256Gcm16], false, Spi(0x1000))),
@@ -107,7 +107,7 @@ fn child_request() -> Vec<Payload<'static>> {
     ]
 }
 
-fn commands(end: &mut Endpoint<IkeCrypto, SeededRng>) -> Vec<Command> {
+pub(super) fn commands(end: &mut Endpoint<IkeCrypto, SeededRng>) -> Vec<Command> {
     let mut commands = Vec::new();
     while let Some(command) = end.poll_command() {
         if !matches!(command, Command::Exchange { .. }) {
