@@ -24,6 +24,8 @@ const PROBE_RTT_DURATION: Duration = Duration::from_millis(200);
 /// Loss events in a round of STARTUP that count as many (BBRStartupFullLossCnt).
 const STARTUP_LOSSES: u32 = 6;
 const MIN_WINDOW_SEGMENTS: u64 = 4;
+/// Rounds a drain is prolonged at most to learn from it.
+const LEARNING_ROUNDS: u64 = 8;
 
 /// Where in its cycle the model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub(super) struct Judgement {
     pub(super) queue: bool,
     /// Pace multiplier, percent, against loss and rounding.
     pub(super) pace_percent_x100: u64,
+    /// Draining goes on, though the queue is gone: what it teaches of the link's own loss is not enough yet.
+    pub(super) learning: bool,
     /// The shortest round trip is confirmed without draining the path.
     pub(super) min_rtt_confirmed: bool,
 }
@@ -207,6 +211,11 @@ impl Core {
         self.bandwidth.update(bandwidth);
     }
 
+    /// STARTUP found the rate of the path.
+    pub(super) const fn is_full(&self) -> bool {
+        self.full
+    }
+
     fn model_bandwidth(&self) -> u64 {
         let bandwidth = self.bandwidth.get();
         self.bandwidth_short
@@ -257,11 +266,11 @@ impl Core {
             Phase::Startup => self.check_full(event, judgement),
             Phase::Drain if event.in_flight <= self.bdp(100) => self.enter_down(event.now),
             Phase::Drain => {}
-            Phase::Down | Phase::Cruise | Phase::Refill | Phase::Up => self.cycle(event),
+            Phase::Down | Phase::Cruise | Phase::Refill | Phase::Up => self.cycle(event, judgement),
             Phase::ProbeRtt => {}
         }
         self.update_min_rtt(event, judgement);
-        self.update_window(event);
+        self.update_window(event, judgement);
     }
 
     /// Rounds, bandwidth, and the short-term bounds loss imposes.
@@ -368,7 +377,7 @@ impl Core {
         self.bandwidth.advance();
     }
 
-    fn cycle(&mut self, event: &AckEvent) {
+    fn cycle(&mut self, event: &AckEvent, judgement: Judgement) {
         let now = event.now;
         let min_rtt = self.min_rtt().unwrap_or_default();
         let elapsed = now.saturating_since(self.cycle_at);
@@ -384,6 +393,7 @@ impl Core {
                     self.round_end = event.total_delivered;
                 } else if self.phase == Phase::Down
                     && self.rounds > self.cycle_round + 1
+                    && !(judgement.learning && self.rounds <= self.cycle_round + LEARNING_ROUNDS)
                     && event.in_flight <= self.bdp(100).min(self.with_headroom())
                 {
                     self.phase = Phase::Cruise;
@@ -472,7 +482,7 @@ impl Core {
         }
     }
 
-    fn update_window(&mut self, event: &AckEvent) {
+    fn update_window(&mut self, event: &AckEvent, judgement: Judgement) {
         let (_, gain) = self.phase.gains();
         let quantum = bytes_in(self.pacing_rate(event.smoothed_rtt), Duration::from_millis(1))
             .clamp(2 * self.mss, 64 << 10);
@@ -483,6 +493,13 @@ impl Core {
             self.window = self.window.saturating_add(event.delivered);
         }
         let cap = match self.phase {
+            // Nobody waits for the room: the path shows no queue.
+            Phase::Cruise if judgement.relaxed => {
+                let path = self
+                    .bdp(self.pace_percent_x100.div_ceil(100))
+                    .saturating_add(3 * quantum);
+                self.with_headroom().max(path)
+            }
             Phase::Cruise | Phase::ProbeRtt => self.with_headroom(),
             Phase::Down | Phase::Refill | Phase::Up => self.inflight_long.unwrap_or(u64::MAX),
             Phase::Startup | Phase::Drain => u64::MAX,
@@ -547,6 +564,7 @@ impl Bbr {
                 relaxed: false,
                 yields: false,
                 queue: false,
+                learning: false,
                 pace_percent_x100: 9_900,
                 min_rtt_confirmed: false,
             },

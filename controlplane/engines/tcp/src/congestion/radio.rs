@@ -6,7 +6,7 @@
 //! * **The loss floor** is learnt only from what was sent *below* the path's rate (the phase in which BBR
 //!   drains its queue), and only while the round trip is near its minimum. There is no queue then, so the
 //!   loss is the link's own. A policer or a short buffer loses nothing at that pace, so its losses are
-//!   never mistaken for noise.
+//!   never mistaken for noise. The first drains last up to eight rounds, until a thousand packets were seen.
 //! * **Loss is congestion** when the round trip has grown and the loss is above one and a half times the
 //!   floor: then the flight yields at once, to what was just delivered less a margin, and the short-term
 //!   model is cut as BBR cuts it. More than BBR's 2 % above it while probing ends the probe and lowers the
@@ -16,7 +16,8 @@
 //! * **The pace is raised** by what the floor takes, 1 / (1 − floor), so that lost packets do not idle the
 //!   link; the floor is believed up to 10 %.
 //! * **Guards kept from BBR:** an ECN mark is always congestion; the window is bounded by the
-//!   bandwidth-delay product; the queue is drained every cycle; the round trip is measured again when
+//!   bandwidth-delay product (room for others is left only where a queue shows that there are others); the
+//!   queue is drained every cycle; the round trip is measured again when
 //!   10 s passed without a sample near the minimum.
 //! * **Fast start:** on a path of more than 25 ms the initial window grows with the round trip, up to
 //!   eightfold, paced; on a path known from before sending starts at three quarters of the remembered rate.
@@ -40,6 +41,9 @@ use crate::config::PathMemory;
 const MAX_FLOOR_PPM: u64 = 100_000;
 /// Loss above the floor that is congestion even if the round trip stands still, parts per million.
 const BLIND_THRESHOLD_PPM: u64 = 250_000;
+
+/// Bytes sent while draining from which the floor is known well enough: a thousand packets.
+const ENOUGH: u64 = 1_500_000;
 
 /// Learns the loss floor round by round.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -100,6 +104,12 @@ impl LossFloor {
             return false;
         };
         grown(before.min(present.unwrap_or(before)), min)
+    }
+
+    /// The link loses packets of its own, and too few were seen to say how many.
+    const fn is_learning(&self) -> bool {
+        let (delivered, lost) = (self.delivered + self.round_delivered, self.lost + self.round_lost);
+        lost > 0 && delivered + lost < ENOUGH
     }
 
     fn on_round(&mut self, phase: Phase, min_rtt: Option<Duration>) {
@@ -214,6 +224,7 @@ impl Radio {
             relaxed: !queue,
             yields: queue,
             queue: self.floor.queue_now(min_rtt),
+            learning: self.floor.is_learning(),
             pace_percent_x100: 10_000 * 1_000_000 / (1_000_000 - self.floor.floor.min(MAX_FLOOR_PPM)),
             min_rtt_confirmed: confirmed,
         };
@@ -251,8 +262,13 @@ impl Radio {
 
     pub(super) fn path_memory(&self) -> Option<PathMemory> {
         let min_rtt = self.core.min_rtt()?;
+        // A short connection never fills the path: what it was told of the rate still holds.
+        let told = self
+            .memory
+            .filter(|_| !self.core.is_full())
+            .map_or(0, |memory| memory.bandwidth);
         Some(PathMemory {
-            bandwidth: self.core.max_bandwidth(),
+            bandwidth: self.core.max_bandwidth().max(told),
             min_rtt,
             loss_floor_ppm: u32::try_from(self.floor.floor).unwrap_or(u32::MAX),
         })
