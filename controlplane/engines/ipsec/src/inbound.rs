@@ -14,6 +14,7 @@ use crate::ip::{self, IPV6_LEN, Ip, Walk};
 use crate::lifetime::Meter;
 use crate::locate::{self, ESP_LEN, Flow, Located};
 use crate::outer;
+use crate::shape::Shape;
 
 /// Words of the replay window unless chosen otherwise: 960 packets (RFC 4303 §3.4.3 asks for 64 at least).
 pub const DEFAULT_WINDOW_WORDS: usize = 16;
@@ -31,12 +32,15 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct InboundSa<T, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
     transform: T,
+    shape: Shape,
     spi: Spi,
     esn: bool,
     mode: Mode,
     window: ReplayWindow<WORDS>,
     sources: Selectors,
     destinations: Selectors,
+    /// The flow the selectors were last found to admit.
+    admitted: Option<Brief>,
     repair: ChecksumRepair,
     meter: Meter,
 }
@@ -45,7 +49,6 @@ pub struct InboundSa<T, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plain {
     pub(crate) sequence: u64,
-    pub(crate) flow: Flow,
     next_header: u8,
     payload_at: usize,
     payload_end: usize,
@@ -98,12 +101,14 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     {
         Ok(Self {
             transform: provider.transform(sa.suite, keys)?,
+            shape: Shape::of(sa.suite),
             spi: sa.spi_in,
             esn: sa.esn,
             mode: sa.mode,
             window: ReplayWindow::new(),
             sources: sa.remote_ts,
             destinations: sa.local_ts,
+            admitted: None,
             repair: ChecksumRepair::Keep,
             meter: Meter::new(Lifetime::default(), now),
         })
@@ -112,6 +117,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     /// The same SA seen from its far end: what the remote end receives with.
     pub(crate) const fn reversed(mut self, spi: Spi) -> Self {
         (self.sources, self.destinations) = (self.destinations, self.sources);
+        self.admitted = None;
         self.spi = spi;
         self
     }
@@ -173,10 +179,12 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         let at = locate::esp(packet.bytes())?;
         let plain = self.decrypt(now, packet.bytes_mut(), &at)?;
         self.meter.count(now, plain.len(self.mode, &at));
+        let payload = packet.bytes().get(plain.payload_at..plain.payload_end);
+        let (flow, _) = self.flow(&at, plain.next_header, payload.unwrap_or(&[]))?;
         self.uncover(packet, &at, &plain)?;
         Ok(Opened {
             sequence: plain.sequence,
-            flow: plain.flow,
+            flow,
         })
     }
 
@@ -202,7 +210,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         self.window
             .accept(sequence)
             .map_err(|_| DropReason::EspReplayed)?;
-        let payload_at = at.esp_at + ESP_LEN + self.transform.suite().iv_len();
+        let payload_at = at.esp_at + ESP_LEN + self.shape.iv_len();
         let body = bytes
             .get(payload_at..trailer_end)
             .ok_or(DropReason::EspMalformed)?;
@@ -211,13 +219,23 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
             return Err(DropReason::EspDummy);
         }
         let payload = body.get(..payload_len).ok_or(DropReason::EspBadPadding)?;
-        let (flow, len) = self.flow(at, next_header, payload)?;
-        if !flow.matches(&self.sources, &self.destinations) {
-            return Err(DropReason::EspSelectorMismatch);
-        }
+        let brief = match self.mode {
+            Mode::Transport => Brief::of(bytes, at, next_header, payload),
+            Mode::Tunnel => None,
+        };
+        // Packets come in runs of one flow, and the selectors of an SA never change.
+        let len = if brief.is_some() && brief == self.admitted {
+            payload.len()
+        } else {
+            let (flow, len) = self.flow(at, next_header, payload)?;
+            if !flow.matches(&self.sources, &self.destinations) {
+                return Err(DropReason::EspSelectorMismatch);
+            }
+            self.admitted = brief;
+            len
+        };
         Ok(Plain {
             sequence,
-            flow,
             next_header,
             payload_at,
             payload_end: payload_at + len,
@@ -226,13 +244,13 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
 
     /// Returns the offset behind the decrypted trailer.
     fn decrypt_body(&mut self, bytes: &mut [u8], at: &Located, sequence: u64) -> Result<usize, DropReason> {
-        let suite = self.transform.suite();
+        let suite = self.shape;
         let malformed = DropReason::EspMalformed;
         let esp = bytes.get_mut(at.esp_at..at.end).ok_or(malformed)?;
         let (header, rest) = esp.split_first_chunk_mut::<ESP_LEN>().ok_or(malformed)?;
         let (iv, rest) = rest.split_at_mut_checked(suite.iv_len()).ok_or(malformed)?;
         let body = rest.len().checked_sub(suite.icv_len()).ok_or(malformed)?;
-        if body == 0 || !body.is_multiple_of(suite.block_len()) {
+        if body == 0 || !suite.is_whole(body) {
             return Err(malformed);
         }
         let (payload, icv) = rest.split_at_mut_checked(body).ok_or(malformed)?;
@@ -292,6 +310,36 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     }
 }
 
+/// What makes a [`Flow`] in transport mode, as it lies in the packet: two equal ones are one flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Brief {
+    addresses: [u64; 4],
+    protocol: u8,
+    ports: u32,
+}
+
+impl Brief {
+    /// `None` where more would have to be read: IPv6 extension headers, too few bytes.
+    #[inline]
+    fn of(packet: &[u8], at: &Located, protocol: u8, payload: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u64::from_ne_bytes(*packet.get(at..)?.first_chunk()?));
+        let addresses = match at.source {
+            IpAddr::V4(_) => [word(12)?, 0, 0, 0],
+            IpAddr::V6(_) => [word(8)?, word(16)?, word(24)?, word(32)?],
+        };
+        let ports = match protocol {
+            protocol::TCP | protocol::UDP => ip::be32(payload, 0)?,
+            protocol::ICMP | protocol::ICMPV6 => ip::be16(payload, 0)?.into(),
+            _ => return None,
+        };
+        Some(Self {
+            addresses,
+            protocol,
+            ports,
+        })
+    }
+}
+
 /// Payload length and next header of a decrypted body that ends with the ESP trailer (RFC 4303 §2.4).
 fn trailer(body: &[u8]) -> Option<(usize, u8)> {
     let [rest @ .., pad_len, next_header] = body else {
@@ -307,6 +355,7 @@ fn trailer(body: &[u8]) -> Option<(usize, u8)> {
 }
 
 /// The flow of a transport-mode packet; over IPv6 its payload may begin with extension headers of its own.
+#[inline]
 pub(crate) fn behind_extensions(
     source: IpAddr,
     destination: IpAddr,

@@ -38,14 +38,17 @@ pub(crate) enum Walk {
     ToEspPlace,
 }
 
+#[inline]
 pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+#[inline]
 pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+#[inline]
 pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
         *field = value.to_be_bytes();
@@ -53,6 +56,7 @@ pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
 }
 
 impl Ip {
+    #[inline]
     pub(crate) fn parse(packet: &[u8], walk: Walk) -> Result<Self, DropReason> {
         match packet.first().ok_or(DropReason::Truncated)? >> 4 {
             4 => Self::parse_v4(packet),
@@ -61,6 +65,7 @@ impl Ip {
         }
     }
 
+    #[inline]
     fn parse_v4(packet: &[u8]) -> Result<Self, DropReason> {
         let header: &[u8; IPV4_LEN] = packet.first_chunk().ok_or(DropReason::Truncated)?;
         let header_len = usize::from(header[0] & 0x0f) * 4;

@@ -45,6 +45,7 @@ pub mod pmtu;
 pub mod reassembly;
 #[cfg(feature = "tables")]
 pub mod sad;
+mod shape;
 pub mod shared;
 #[cfg(feature = "soft")]
 pub mod soft;

@@ -1,8 +1,6 @@
 //! Limits of an SA in time and bytes (RFC 4301 §4.4.2.1): at the soft one a replacement is wanted, at the
 //! hard one the SA is gone.
 
-use core::time::Duration;
-
 use towpath_base::sa::Lifetime;
 use towpath_base::{DropReason, Instant};
 
@@ -18,20 +16,55 @@ pub enum LifetimeEvent {
 /// Packets and bytes of one direction, held against its limits.
 #[derive(Debug, Clone)]
 pub struct Meter {
-    limits: Lifetime,
-    created: Instant,
+    soft: Limit,
+    hard: Limit,
     packets: u64,
     bytes: u64,
     told: Option<LifetimeEvent>,
     pending: Option<LifetimeEvent>,
 }
 
+/// One limit, as the packet path compares it.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    at: Instant,
+    bytes: u64,
+}
+
+impl Limit {
+    const NEVER: Instant = Instant::from_nanos(u64::MAX);
+
+    /// Zero is no limit.
+    const fn new(created: Instant, seconds: u32, bytes: u64) -> Self {
+        let after = created
+            .as_nanos()
+            .saturating_add(Instant::from_secs(seconds as u64).as_nanos());
+        Self {
+            at: if seconds == 0 {
+                Self::NEVER
+            } else {
+                Instant::from_nanos(after)
+            },
+            bytes: if bytes == 0 { u64::MAX } else { bytes },
+        }
+    }
+
+    #[inline]
+    fn reached(&self, now: Instant, bytes: u64) -> bool {
+        now >= self.at || bytes >= self.bytes
+    }
+
+    fn timeout(&self) -> Option<Instant> {
+        (self.at != Self::NEVER).then_some(self.at)
+    }
+}
+
 impl Meter {
     /// Starts to count at `now`.
     pub const fn new(limits: Lifetime, now: Instant) -> Self {
         Self {
-            limits,
-            created: now,
+            soft: Limit::new(now, limits.soft_seconds, limits.soft_bytes),
+            hard: Limit::new(now, limits.hard_seconds, limits.hard_bytes),
             packets: 0,
             bytes: 0,
             told: None,
@@ -55,7 +88,7 @@ impl Meter {
     /// [`DropReason::EspLifetimeExpired`] at the hard limit.
     #[inline]
     pub fn check(&mut self, now: Instant) -> Result<(), DropReason> {
-        if self.reached(now, self.limits.hard_seconds, self.limits.hard_bytes) {
+        if self.hard.reached(now, self.bytes) {
             self.tell(LifetimeEvent::Hard);
             return Err(DropReason::EspLifetimeExpired);
         }
@@ -67,14 +100,14 @@ impl Meter {
     pub fn count(&mut self, now: Instant, bytes: usize) {
         self.packets = self.packets.saturating_add(1);
         self.bytes = self.bytes.saturating_add(bytes as u64);
-        if self.reached(now, self.limits.soft_seconds, self.limits.soft_bytes) {
+        if self.soft.reached(now, self.bytes) {
             self.tell(LifetimeEvent::Soft);
         }
     }
 
     /// Notices limits in time without a packet.
     pub fn tick(&mut self, now: Instant) {
-        if self.check(now).is_ok() && self.reached(now, self.limits.soft_seconds, self.limits.soft_bytes) {
+        if self.check(now).is_ok() && self.soft.reached(now, self.bytes) {
             self.tell(LifetimeEvent::Soft);
         }
     }
@@ -91,17 +124,11 @@ impl Meter {
 
     /// When [`Meter::tick`] will next have something to tell.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let seconds = match self.told {
-            None if self.limits.soft_seconds != 0 => self.limits.soft_seconds,
-            None | Some(LifetimeEvent::Soft) => self.limits.hard_seconds,
-            Some(LifetimeEvent::Hard) => 0,
-        };
-        (seconds != 0).then(|| self.created + Duration::from_secs(seconds.into()))
-    }
-
-    fn reached(&self, now: Instant, seconds: u32, bytes: u64) -> bool {
-        (bytes != 0 && self.bytes >= bytes)
-            || (seconds != 0 && now.saturating_since(self.created) >= Duration::from_secs(seconds.into()))
+        match self.told {
+            None => self.soft.timeout().or(self.hard.timeout()),
+            Some(LifetimeEvent::Soft) => self.hard.timeout(),
+            Some(LifetimeEvent::Hard) => None,
+        }
     }
 
     fn tell(&mut self, event: LifetimeEvent) {

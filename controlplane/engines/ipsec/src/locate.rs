@@ -40,6 +40,7 @@ pub struct Located {
 /// # Errors
 /// [`DropReason::EspFragment`] for a fragment; [`DropReason::EspMalformed`] if the protocol is neither ESP nor
 /// UDP, or what UDP carries is IKE or a keep-alive; else what is wrong with the IP header.
+#[inline]
 pub fn esp(packet: &[u8]) -> Result<Located, DropReason> {
     let ip = Ip::parse(packet, Walk::ToUpperLayer)?;
     if ip.fragment {
@@ -151,6 +152,7 @@ impl Flow {
         Ok(Self::new(ip.source, ip.destination, ip.protocol, body))
     }
 
+    #[inline]
     pub(crate) fn new(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> Self {
         let (source_port, destination_port) = ports(protocol, body);
         Self {
@@ -173,6 +175,7 @@ const DCCP: u8 = 33;
 const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 
+#[inline]
 fn ports(protocol: u8, body: &[u8]) -> (Option<u16>, Option<u16>) {
     match protocol {
         protocol::TCP | protocol::UDP | DCCP | SCTP | UDP_LITE => (be16(body, 0), be16(body, 2)),

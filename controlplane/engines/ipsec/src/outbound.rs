@@ -16,6 +16,7 @@ use crate::lifetime::Meter;
 use crate::locate::{ESP_LEN, Flow, Located, UDP_LEN};
 use crate::outer::{self, Inner, OuterPolicy};
 use crate::pmtu::PathMtu;
+use crate::shape::Shape;
 
 /// Last number used with ESN: one bit is left for the half of the IV space, nobody gets that far.
 const LAST_ESN: u64 = u64::MAX >> 1;
@@ -35,6 +36,7 @@ pub struct Sealed {
 #[derive(Debug)]
 pub struct OutboundSa<T> {
     transform: T,
+    shape: Shape,
     spi: Spi,
     last_sequence: u64,
     esn: bool,
@@ -78,6 +80,7 @@ impl<T: EspTransform> OutboundSa<T> {
     {
         Ok(Self {
             transform: provider.transform(sa.suite, keys)?,
+            shape: Shape::of(sa.suite),
             spi: sa.spi_out,
             last_sequence: 0,
             esn: sa.esn,
@@ -164,7 +167,7 @@ impl<T: EspTransform> OutboundSa<T> {
         at: &Located,
         sequence: u64,
     ) -> Result<(), DropReason> {
-        let suite = self.transform.suite();
+        let suite = self.shape;
         let malformed = DropReason::EspMalformed;
         let esp = bytes.get_mut(at.esp_at..at.end).ok_or(malformed)?;
         let (header, rest) = esp.split_first_chunk_mut::<ESP_LEN>().ok_or(malformed)?;
@@ -226,7 +229,7 @@ impl<T: EspTransform> OutboundSa<T> {
     /// Largest plain IP packet that sealed is at most `mtu` bytes long; `inner_v4` is its family, which transport
     /// mode keeps. Headers without options or extensions are assumed.
     pub fn largest_plain(&self, mtu: u16, inner_v4: bool) -> u16 {
-        let suite = self.transform.suite();
+        let suite = self.shape;
         let kept = match self.mode {
             Mode::Transport if inner_v4 => ip::IPV4_LEN,
             Mode::Transport => ip::IPV6_LEN,
@@ -280,7 +283,7 @@ impl<T: EspTransform> OutboundSa<T> {
 
     /// Measures the packet to be made, and checks that it can be.
     fn plan(&self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Plan, DropReason> {
-        let suite = self.transform.suite();
+        let suite = self.shape;
         let (ip, outer_len) = match self.mode {
             Mode::Transport => (Ip::parse(packet.bytes(), Walk::ToEspPlace)?, 0),
             Mode::Tunnel => (
@@ -375,20 +378,21 @@ impl<T: EspTransform> OutboundSa<T> {
         sequence: u64,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<(), DropReason> {
-        let suite = self.transform.suite();
+        let suite = self.shape;
         let malformed = DropReason::EspMalformed;
         let esp = bytes.get_mut(esp_at..end).ok_or(malformed)?;
         let (header, rest) = esp.split_first_chunk_mut::<ESP_LEN>().ok_or(malformed)?;
         let (iv, rest) = rest.split_at_mut_checked(suite.iv_len()).ok_or(malformed)?;
         let body = rest.len().checked_sub(suite.icv_len()).ok_or(malformed)?;
         let (payload, icv) = rest.split_at_mut_checked(body).ok_or(malformed)?;
-        let [a, b, c, d] = self.spi.0.to_be_bytes();
-        let [e, f, g, h] = (sequence as u32).to_be_bytes();
-        *header = [a, b, c, d, e, f, g, h];
-        if suite.is_counter_mode() {
+        // One store, which the cipher then reads in one piece.
+        let numbers = (u64::from(self.spi.0) << 32 | (sequence & 0xffff_ffff)).to_be_bytes();
+        *header = numbers;
+        if suite.counter {
             // RFC 4106 §3.1: a counter; ours is the sequence number, all 64 bits, ESN or not. It stays below 2^63,
             // so the half does not disturb it.
-            iv.copy_from_slice(&(sequence | self.iv_half).to_be_bytes());
+            let iv = <&mut [u8; 8]>::try_from(&mut *iv).map_err(|_| malformed)?;
+            *iv = (sequence | self.iv_half).to_be_bytes();
         } else {
             let mut fresh = [0; MAX_IV];
             let fresh = fresh.get_mut(..iv.len()).ok_or(malformed)?;
@@ -396,7 +400,7 @@ impl<T: EspTransform> OutboundSa<T> {
             iv.copy_from_slice(fresh);
         }
         let parts = EspParts {
-            header: *header,
+            header: numbers,
             esn_high: self.esn.then_some((sequence >> 32) as u32),
             iv,
             payload,

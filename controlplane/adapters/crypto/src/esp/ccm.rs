@@ -28,12 +28,12 @@ impl Ccm {
     }
 
     pub(super) fn seal(&self, parts: EspParts<'_>) -> Result<(), Forged> {
-        let (nonce, aad) = (parts.nonce(&self.salt)?, parts.aad());
+        let (nonce, aad) = (parts.ccm_nonce(&self.salt)?, parts.aad());
         self.seal_raw(&nonce, aad.as_ref(), parts.payload, parts.icv)
     }
 
     pub(super) fn open(&self, parts: EspParts<'_>) -> Result<(), Forged> {
-        let (nonce, aad) = (parts.nonce(&self.salt)?, parts.aad());
+        let (nonce, aad) = (parts.ccm_nonce(&self.salt)?, parts.aad());
         self.open_raw(&nonce, aad.as_ref(), parts.payload, parts.icv)
     }
 

@@ -42,16 +42,26 @@ impl EspParts<'_> {
         }
     }
 
-    /// `salt`, then the explicit IV: the nonce of GCM and ChaCha20-Poly1305 (12 bytes, RFC 4106 §4, RFC 7634 §2.1)
-    /// and of CCM (11 bytes, RFC 4309 §4).
+    /// Salt and explicit IV: the nonce of GCM and ChaCha20-Poly1305 (RFC 4106 §4, RFC 7634 §2.1).
     #[inline]
-    pub fn nonce<const SALT: usize, const LEN: usize>(&self, salt: &[u8; SALT]) -> Result<[u8; LEN], Forged> {
-        let iv: &[u8; 8] = self.iv.try_into().map_err(|_| Forged)?;
-        let mut nonce = [0; LEN];
-        let (front, back) = nonce.split_at_mut_checked(SALT).ok_or(Forged)?;
-        front.copy_from_slice(salt);
-        *<&mut [u8; 8]>::try_from(back).map_err(|_| Forged)? = *iv;
+    pub fn nonce(&self, salt: &[u8; 4]) -> Result<[u8; 12], Forged> {
+        let [_, _, _, _, nonce @ ..] = self.salted(u32::from_be_bytes(*salt))?.to_be_bytes();
         Ok(nonce)
+    }
+
+    /// Salt and explicit IV: the nonce of CCM (RFC 4309 §4).
+    #[inline]
+    pub fn ccm_nonce(&self, salt: &[u8; 3]) -> Result<[u8; 11], Forged> {
+        let [a, b, c] = *salt;
+        let [_, _, _, _, _, nonce @ ..] = self.salted(u32::from_be_bytes([0, a, b, c]))?.to_be_bytes();
+        Ok(nonce)
+    }
+
+    /// As one number, so that it is written in one piece: what follows reads it so.
+    #[inline]
+    fn salted(&self, salt: u32) -> Result<u128, Forged> {
+        let iv: &[u8; 8] = self.iv.try_into().map_err(|_| Forged)?;
+        Ok(u128::from(salt) << 64 | u128::from(u64::from_be_bytes(*iv)))
     }
 
     /// The first counter block of AES-CTR: nonce, IV, one (RFC 3686 §4).
