@@ -10,31 +10,32 @@
 //! Both segments use the SPIs the peer negotiated, so a packet between two terminals of one gateway
 //! simply passes both tables, one after the other (K10).
 
+mod relayed;
 mod watch;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use slab::Slab;
-use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
+use towpath_base::crypto::{EspProvider, EspTransform, InspectProvider, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
-use towpath_common::wire::protocol;
 use towpath_fabric::{GatewayKeys, GatewaySa};
 use towpath_ipsec::bridge::{Bridge, LifetimeEvent};
 use towpath_ipsec::highwater::Reserved;
-use towpath_ipsec::locate::{self, Flow, Located};
+use towpath_ipsec::locate::{self, Located};
 use towpath_ipsec::shared::{Passed, SharedBridge, SharedStart, Stage, Wanted};
 use towpath_ipsec::spd::Spd;
 use towpath_tcp::IsnSecret;
 use towpath_tcp::relay::Side;
-use towpath_tcp::relay::rules::Rules;
+use towpath_tcp::relay::rules::Class as RelayClass;
 
 use watch::Watch;
 pub use watch::{Tap, TapPoint, Tapped};
 
-use crate::relay::{Egress, Fate, FlowView, Relay, RelayConfig, RelayTotals, Room, Spoken};
+use relayed::{Inspecting, Place, opened};
+
+use crate::relay::{Egress, Relay, RelayConfig};
 
 /// Names one SA pair of a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,11 +127,13 @@ pub struct SaCounters {
     pub stages: Option<[Stage; 2]>,
 }
 
-struct Entry<T> {
+struct Entry<T, D> {
     subscriber: SubscriberHandle,
     key: SaKey,
     /// `None` for class `none`: the keys are not here.
     bridge: Option<Bridge<T>>,
+    /// Class `inspect`, if anything is to be looked at.
+    inspecting: Option<Box<Inspecting<D>>>,
     /// Class `full` under the end-to-end keys.
     shared: Option<Box<SharedBridge<T>>>,
     /// Its keys outlive the process: what its senders asked to have stored, once they may ask.
@@ -157,9 +160,9 @@ pub struct Departure {
 }
 
 /// The SAs of one worker.
-pub struct Datapath<P: EspProvider> {
+pub struct Datapath<P: EspProvider + InspectProvider> {
     provider: P,
-    entries: Slab<Entry<P::Transform>>,
+    entries: Slab<Entry<P::Transform, P::Decryptor>>,
     to_peer: HashMap<(IpAddr, IpAddr, Spi), usize>,
     to_terminal: HashMap<(IpAddr, Spi), usize>,
     notices: Vec<Notice>,
@@ -177,7 +180,7 @@ pub enum InstallError {
     Full,
 }
 
-impl<P: EspProvider> Datapath<P> {
+impl<P: EspProvider + InspectProvider> Datapath<P> {
     /// No SAs yet, at most `limit` of them ever.
     pub fn new(provider: P, limit: usize) -> Self {
         Self {
@@ -226,9 +229,19 @@ impl<P: EspProvider> Datapath<P> {
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
         };
-        let mut shared = None;
+        let (mut shared, mut inspecting) = (None, None);
+        let class = match &sa.keys {
+            GatewayKeys::Full { .. } => RelayClass::Full,
+            GatewayKeys::Inspect(_) => RelayClass::Inspect,
+            GatewayKeys::None | GatewayKeys::Shared { .. } => RelayClass::None,
+        };
         let mut bridge = match &sa.keys {
-            GatewayKeys::None | GatewayKeys::Inspect(_) => None,
+            GatewayKeys::None => None,
+            GatewayKeys::Inspect(keys) => {
+                let made = Inspecting::new(&self.provider, keys);
+                inspecting = Some(Box::new(made.map_err(InstallError::Key)?));
+                None
+            }
             GatewayKeys::Shared { sa: ends } => {
                 // Without a store behind it no number may be used: it stays in probation.
                 let start = start.copied().unwrap_or_default();
@@ -253,18 +266,18 @@ impl<P: EspProvider> Datapath<P> {
             return Err(InstallError::Full);
         }
         let counters = SaCounters::default();
-        let full = bridge.is_some();
         let slot = self.entries.insert(Entry {
             subscriber: sa.subscriber,
             key,
             bridge,
+            inspecting,
             shared,
             asked: start.map(|_| [None; 2]),
             counters,
             pair: None,
         });
         if let (Some(relay), Some(entry)) = (&mut self.relay, self.entries.get_mut(slot)) {
-            entry.pair = Some(relay.add_sa(sa.subscriber, sa.local, sa.remote, slot, full));
+            entry.pair = Some(relay.add_sa(sa.subscriber, sa.local, sa.remote, slot, class));
         }
         self.to_peer.insert((sa.local, sa.remote, sa.spi_out), slot);
         self.to_terminal.insert((sa.local, sa.spi_in), slot);
@@ -441,6 +454,18 @@ impl<P: EspProvider> Datapath<P> {
                 bridge.take_event(),
             );
         }
+        if let (Some(inspecting), Some(relay), Some(pair)) =
+            (&mut entry.inspecting, &mut self.relay, entry.pair)
+            && relay.looks_at(pair)
+        {
+            let place = Place {
+                slot,
+                key: entry.key,
+                from,
+                egress,
+            };
+            passage = Ok(inspecting.look(relay, pair, place, now, packet.bytes()));
+        }
         if let Some(shared) = &mut entry.shared {
             let to_peer = from == Side::Terminal;
             let passed = if to_peer {
@@ -477,110 +502,7 @@ impl<P: EspProvider> Datapath<P> {
         }
         Ok(passage)
     }
-
-    // -- the relay ------------------------------------------------------------------------------------
-
-    /// The relay's next packet, sealed into `packet`, which must be empty and have its rooms around it. `None`
-    /// when nothing is to be sent now; an error is one packet lost, and there may be more.
-    pub fn relay_transmit(
-        &mut self,
-        now: Instant,
-        packet: &mut PacketBuf<'_>,
-        rng: &mut impl Rng,
-    ) -> Option<Result<Departure, DropReason>> {
-        let relay = self.relay.as_mut()?;
-        // Room for the trailer stays free behind.
-        let room = packet.tailroom().checked_sub(MAX_TRAILER)?;
-        let spoken = relay.speak(now, packet.grow_back(room)?)?;
-        if packet.strip_back(room.checked_sub(spoken.len)?).is_none() {
-            return Some(Err(DropReason::NoHeadroom));
-        }
-        Some(self.seal_spoken(now, &spoken, packet, rng))
-    }
-
-    fn seal_spoken(
-        &mut self,
-        now: Instant,
-        spoken: &Spoken,
-        packet: &mut PacketBuf<'_>,
-        rng: &mut impl Rng,
-    ) -> Result<Departure, DropReason> {
-        let Self { relay, entries, .. } = self;
-        let relay = relay.as_ref().ok_or(DropReason::RelayNoSa)?;
-        let flow = Flow::of(packet.bytes())?;
-        let fits = |slot| {
-            let bridge = entries.get(slot).and_then(|entry| entry.bridge.as_ref());
-            bridge.is_some_and(|bridge| match spoken.to {
-                Side::Terminal => bridge.terminal_sender().admits(&flow),
-                Side::Network => bridge.peer_sender().admits(&flow),
-            })
-        };
-        let slot = relay
-            .carrier(spoken.pair, spoken.to, fits)
-            .ok_or(DropReason::RelayNoSa)?;
-        let egress = relay.egress(now, spoken.pair, spoken.to);
-        let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
-        let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
-        match spoken.to {
-            Side::Terminal => bridge.seal_to_terminal(now, packet, rng)?,
-            Side::Network => bridge.seal_to_peer(now, packet, rng)?,
-        };
-        tell_limit(
-            &mut self.notices,
-            entry.subscriber,
-            entry.key.spi_in,
-            bridge.take_event(),
-        );
-        let from = match spoken.to {
-            Side::Terminal => Side::Network,
-            Side::Network => Side::Terminal,
-        };
-        self.watch.sealed(&entry.key, from, false, packet.bytes());
-        if spoken.to == Side::Network {
-            let SaKey { remote, spi_out, .. } = entry.key;
-            // The peer is a terminal of this gateway as well: the packet passes its SA, too.
-            if let Some(&slot) = self.to_terminal.get(&(remote, spi_out)) {
-                self.through(slot, Side::Network, now, egress, packet, rng)?;
-            }
-        }
-        Ok(Departure { egress })
-    }
-
-    /// When [`Datapath::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.relay.as_ref()?.poll_timeout().map(|(at, _)| at)
-    }
-
-    /// Lets due timers of the relay act; [`Datapath::relay_transmit`] has the result.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if let Some(relay) = &mut self.relay {
-            relay.handle_timeout(now);
-        }
-    }
-
-    /// Gives a subscriber relay rules of its own, or takes them away; for connections opened from now on.
-    pub fn set_rules(&mut self, subscriber: SubscriberHandle, rules: Option<Arc<Rules>>) {
-        if let Some(relay) = &mut self.relay {
-            relay.set_rules(subscriber, rules);
-        }
-    }
-
-    /// At most `limit` relayed connections.
-    pub fn flows(&self, now: Instant, limit: usize) -> Vec<FlowView> {
-        self.relay
-            .as_ref()
-            .map(|relay| relay.flows(now, limit))
-            .unwrap_or_default()
-    }
-
-    /// Numbers of the relay.
-    pub fn relay_totals(&self) -> RelayTotals {
-        self.relay.as_ref().map(Relay::totals).unwrap_or_default()
-    }
 }
-
-/// Longest ESP trailer: padding, pad length, next header, ICV, bytes.
-const MAX_TRAILER: usize = 64;
 
 /// What came of one SA's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -591,52 +513,6 @@ enum Passage {
     Taken,
 }
 
-/// Where a packet is.
-#[derive(Clone, Copy)]
-struct Place {
-    slot: usize,
-    key: SaKey,
-    from: Side,
-    egress: Option<Egress>,
-}
-
-/// Opens, asks policies and capture, shows TCP to the relay, and seals what the relay does not take.
-fn opened<T: EspTransform>(
-    relay: Option<(&mut Relay, usize)>,
-    watch: &mut Watch,
-    bridge: &mut Bridge<T>,
-    place: Place,
-    now: Instant,
-    packet: &mut PacketBuf<'_>,
-    rng: &mut impl Rng,
-) -> Result<Passage, DropReason> {
-    let opened = match place.from {
-        Side::Terminal => bridge.open_from_terminal(now, packet)?,
-        Side::Network => bridge.open_from_peer(now, packet)?,
-    };
-    let may_relay = watch.plain(&place.key, place.from, &opened.flow, packet.bytes())?;
-    if let Some((relay, pair)) = relay {
-        relay.note(now, pair, place.slot, place.from, place.egress);
-        if may_relay && opened.flow.protocol == protocol::TCP {
-            let mtus = relay.mtus();
-            let room = |v4| Room {
-                terminal: bridge.terminal_sender().largest_plain(mtus.terminal, v4),
-                network: bridge.peer_sender().largest_plain(mtus.network, v4),
-            };
-            match relay.input(now, pair, place.from, packet.bytes(), room) {
-                Fate::Taken => return Ok(Passage::Taken),
-                Fate::Onward => {}
-                Fate::Broken => return Err(DropReason::RelayMalformed),
-            }
-        }
-    }
-    match place.from {
-        Side::Terminal => bridge.seal_to_peer(now, packet, rng)?,
-        Side::Network => bridge.seal_to_terminal(now, packet, rng)?,
-    };
-    Ok(Passage::Onward)
-}
-
 /// A notice that waits already, or finds no room, is not added: whatever caused it will cause it again.
 fn tell(notices: &mut Vec<Notice>, notice: Notice) {
     if notices.len() < MAX_NOTICES && !notices.contains(&notice) {
@@ -645,7 +521,7 @@ fn tell(notices: &mut Vec<Notice>, notice: Notice) {
 }
 
 /// Tells what the senders want stored, each wish once.
-fn ask<T: EspTransform>(notices: &mut Vec<Notice>, entry: &mut Entry<T>) {
+fn ask<T: EspTransform, D>(notices: &mut Vec<Notice>, entry: &mut Entry<T, D>) {
     let wanted = match (&entry.bridge, &entry.shared) {
         (Some(bridge), _) => bridge
             .wanted()

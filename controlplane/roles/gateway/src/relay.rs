@@ -12,6 +12,8 @@
 //! Between two terminals of this gateway both pairs see a connection. The pair whose terminal has the smaller
 //! address relays it, the other one passes, and both sides are radio (T20).
 
+mod snooped;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,15 +21,22 @@ use std::time::Duration;
 
 use slab::Slab;
 use towpath_base::{Instant, SubscriberHandle};
-use towpath_tcp::relay::rules::{Class, Rules, Treatment};
+use towpath_tcp::packet::TcpPacket;
+use towpath_tcp::relay::rules::{Action, Class, Rules, Treatment};
+use towpath_tcp::relay::snoop::{ReplayPosition, SnoopStats, SnoopView};
 use towpath_tcp::relay::split::{Opening, OpeningSide, SideView, SplitConfig, SplitRelay, SplitStats};
 use towpath_tcp::relay::{FlowKey, Side, Verdict};
-use towpath_tcp::{Algorithm, IsnSecret, Timer};
+use towpath_tcp::segment::Flags;
+use towpath_tcp::{Algorithm, IsnSecret};
+
+use snooped::Snooped;
 
 /// Connections outlive the last SA of their pair by this long: the next SA may be under way.
 const ORPHAN: Duration = Duration::from_secs(60);
 /// A next hop not confirmed by a packet for this long is asked of the kernel again.
 const EGRESS_FRESH: Duration = Duration::from_secs(10);
+/// Packets of a terminal's replay window; ours have at least this many (`terminal-core`).
+const REPLAY_WINDOW: u64 = 448;
 /// A connection silent this long is parked.
 const PARK_AFTER: Duration = Duration::from_secs(10);
 
@@ -88,8 +97,8 @@ pub(crate) struct Room {
 struct Carrier {
     /// Its place in the datapath's table.
     slot: usize,
-    /// It is of class `full`.
-    full: bool,
+    /// How far the gateway may go.
+    class: Class,
     /// A valid packet came from the terminal: it has the keys.
     terminal_has_it: bool,
     /// A valid packet came from either end: so has the peer, which negotiated it before the terminal got it.
@@ -114,7 +123,9 @@ struct Pair {
 
 impl Pair {
     fn is_relayed(&self) -> bool {
-        self.carriers.last().is_some_and(|carrier| carrier.full)
+        self.carriers
+            .last()
+            .is_some_and(|carrier| carrier.class == Class::Full)
     }
 
     const fn egress_mut(&mut self, to: Side) -> &mut Option<(Instant, Egress)> {
@@ -144,6 +155,8 @@ pub(crate) struct Spoken {
     pub(crate) pair: usize,
     /// Its length in the buffer, bytes.
     pub(crate) len: usize,
+    /// It is the peer's own ESP packet, not to be sealed.
+    pub(crate) sealed: bool,
 }
 
 /// One connection, for people to look at.
@@ -155,8 +168,8 @@ pub struct FlowView {
     pub subscriber: SubscriberHandle,
     /// Outer address of the peer: its own, or its security gateway's.
     pub peer: IpAddr,
-    /// Who opened it.
-    pub opener: Side,
+    /// Who opened it, and how long ago; not known of snooped connections.
+    pub opener: Option<Side>,
     /// Since when.
     pub age: Duration,
     /// Bytes of memory it takes, buffers not counted.
@@ -165,6 +178,8 @@ pub struct FlowView {
     pub terminal: Option<SideView>,
     /// Towards the network.
     pub network: Option<SideView>,
+    /// What Snoop knows; absent for split connections.
+    pub snoop: Option<SnoopView>,
 }
 
 /// Numbers of the relay as a whole.
@@ -178,11 +193,18 @@ pub struct RelayTotals {
     pub buffered: usize,
     /// What happened so far.
     pub split: SplitStats,
+    /// Snooped connections at present.
+    pub snooped: usize,
+    /// Bytes in their caches.
+    pub cached: usize,
+    /// What happened to them so far.
+    pub snoop: SnoopStats,
 }
 
 /// The relay of one worker.
 pub(crate) struct Relay {
     split: SplitRelay,
+    snooped: Snooped,
     pairs: Slab<Pair>,
     by_address: HashMap<(IpAddr, IpAddr), usize>,
     rules: HashMap<SubscriberHandle, Arc<Rules>>,
@@ -193,6 +215,7 @@ impl Relay {
     pub(crate) fn new(config: RelayConfig, secret: IsnSecret) -> Self {
         Self {
             split: SplitRelay::new(config.split.clone(), secret),
+            snooped: Snooped::new(),
             pairs: Slab::new(),
             by_address: HashMap::new(),
             rules: HashMap::new(),
@@ -206,14 +229,10 @@ impl Relay {
             Some(rules) => self.rules.insert(subscriber, rules),
             None => self.rules.remove(&subscriber),
         };
-        let treats = self
-            .rules
-            .get(&subscriber)
-            .unwrap_or(&self.config.rules)
-            .may_treat(Class::Full);
+        let rules = self.rules.get(&subscriber).unwrap_or(&self.config.rules);
         let pairs = self.pairs.iter_mut().map(|(_, pair)| pair);
         for pair in pairs.filter(|pair| pair.subscriber == subscriber) {
-            pair.looked_at |= treats;
+            pair.looked_at |= pair.carriers.iter().any(|carrier| rules.may_treat(carrier.class));
         }
     }
 
@@ -239,7 +258,7 @@ impl Relay {
         local: IpAddr,
         remote: IpAddr,
         slot: usize,
-        full: bool,
+        class: Class,
     ) -> usize {
         let pairs = &mut self.pairs;
         let index = *self.by_address.entry((local, remote)).or_insert_with(|| {
@@ -258,14 +277,14 @@ impl Relay {
             .rules
             .get(&subscriber)
             .unwrap_or(&self.config.rules)
-            .may_treat(Class::Full);
+            .may_treat(class);
         if let Some(pair) = pairs.get_mut(index) {
             pair.subscriber = subscriber;
             pair.empty_since = None;
             pair.looked_at |= treats;
             pair.carriers.push(Carrier {
                 slot,
-                full,
+                class,
                 terminal_has_it: false,
                 peer_has_it: false,
             });
@@ -279,6 +298,7 @@ impl Relay {
             return;
         };
         pair.carriers.retain(|carrier| carrier.slot != slot);
+        self.snooped.forget_sa(slot as u64);
     }
 
     /// The SA that carries packets of `pair` to the end on side `to`; `fits` tells whether its selectors admit
@@ -286,7 +306,7 @@ impl Relay {
     pub(crate) fn carrier(&self, pair: usize, to: Side, fits: impl Fn(usize) -> bool) -> Option<usize> {
         let mut newest = None;
         for carrier in self.pairs.get(pair)?.carriers.iter().rev() {
-            if !carrier.full || !fits(carrier.slot) {
+            if carrier.class != Class::Full || !fits(carrier.slot) {
                 continue;
             }
             newest = newest.or(Some(carrier.slot));
@@ -324,17 +344,19 @@ impl Relay {
         }
     }
 
-    /// Shows the relay the plain TCP packet `packet` of `pair`, which came from side `from`.
+    /// Shows the relay the plain TCP packet `packet` of `pair`, which came from side `from`. What it does not
+    /// take may have been changed.
     pub(crate) fn input(
         &mut self,
         now: Instant,
         pair_index: usize,
         from: Side,
-        packet: &[u8],
+        packet: &mut [u8],
         room: impl FnOnce(bool) -> Room,
     ) -> Fate {
         let Self {
             split,
+            snooped,
             pairs,
             by_address,
             rules,
@@ -353,44 +375,68 @@ impl Relay {
             }
             let rules = rules.get(&pair.subscriber).unwrap_or(&config.rules);
             let action = rules.decide(key, from, Class::Full);
-            if action.treatment != Treatment::Split {
-                return None;
+            match action.treatment {
+                Treatment::Split => Some(opening(&config.split, &action, twin.is_some(), room(is_v4(key)))),
+                Treatment::Snoop => {
+                    snooped.begin(*key, pair_index, false);
+                    None
+                }
+                Treatment::Pass => None,
             }
-            let Room { terminal, network } = room(key.terminal.0.is_ipv4());
-            let radio = action
-                .terminal
-                .unwrap_or(config.split.terminal.connection.algorithm);
-            let (network, far) = match twin {
-                // The other end is behind a radio, too.
-                Some(_) => (network.min(terminal), Some(action.network.unwrap_or(radio))),
-                None => (network, action.network),
-            };
-            Some(Opening {
-                terminal: OpeningSide {
-                    mtu: Some(terminal),
-                    algorithm: Some(radio),
-                },
-                network: OpeningSide {
-                    mtu: Some(network),
-                    algorithm: far,
-                },
-                handshake: action.handshake,
-            })
         };
         match split.handle_tagged(now, from, packet, pair_index as u64, admit) {
             Verdict::Consumed => Fate::Taken,
-            Verdict::Pass | Verdict::PassChanged(_) => Fate::Onward,
+            Verdict::Pass | Verdict::PassChanged(_) => snooped.input(now, pair_index, from, packet),
             Verdict::Drop => Fate::Broken,
         }
     }
 
+    /// Shows Snoop what was seen in a packet of class `inspect`: `plain` in the `sealed` one, number `sequence` of
+    /// the SA in `slot`.
+    pub(crate) fn look(
+        &mut self,
+        now: Instant,
+        pair_index: usize,
+        slot: usize,
+        from: Side,
+        plain: &[u8],
+        sealed: &[u8],
+        sequence: u64,
+    ) -> Fate {
+        let Some(pair) = self.pairs.get(pair_index) else {
+            return Fate::Onward;
+        };
+        if let Ok(packet) = TcpPacket::parse(plain)
+            && packet.segment.header.flags.has(Flags::SYN)
+            && !packet.segment.header.flags.has(Flags::ACK)
+        {
+            let key = FlowKey::of(from, &packet);
+            let rules = self.rules.get(&pair.subscriber).unwrap_or(&self.config.rules);
+            if rules.decide(&key, from, Class::Inspect).treatment == Treatment::Snoop {
+                self.snooped.begin(key, pair_index, true);
+            }
+        }
+        let replay = ReplayPosition {
+            sa: slot as u64,
+            sequence,
+            window: REPLAY_WINDOW,
+        };
+        self.snooped.look(now, pair_index, from, plain, sealed, replay)
+    }
+
     /// The relay's next packet, written into `out`.
     pub(crate) fn speak(&mut self, now: Instant, out: &mut [u8]) -> Option<Spoken> {
+        if !self.snooped.is_empty()
+            && let Some(repeat) = self.snooped.speak(now, out)
+        {
+            return Some(repeat);
+        }
         let transmit = self.split.poll_transmit(now, out)?;
         Some(Spoken {
             to: transmit.to,
             pair: usize::try_from(transmit.tag).unwrap_or(usize::MAX),
             len: transmit.len,
+            sealed: false,
         })
     }
 
@@ -406,19 +452,23 @@ impl Relay {
 
     // -- time -----------------------------------------------------------------------------------------
 
-    pub(crate) fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        self.split.poll_timeout()
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let split = self.split.poll_timeout().map(|(at, _)| at);
+        split.into_iter().chain(self.snooped.poll_timeout()).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.split.handle_timeout(now);
+        self.snooped.handle_timeout(now);
     }
 
     /// About once a second: parks what is idle, forgets pairs whose SAs went long ago.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.split.trim(now, PARK_AFTER);
+        self.snooped.tick();
         let Self {
             split,
+            snooped,
             pairs,
             by_address,
             ..
@@ -432,6 +482,7 @@ impl Relay {
                 return true;
             }
             split.remove_tagged(index as u64);
+            snooped.remove_pair(index);
             by_address.remove(&(pair.local, pair.remote));
             false
         });
@@ -448,14 +499,30 @@ impl Relay {
                 key: *key,
                 subscriber: pair.subscriber,
                 peer: pair.remote,
-                opener,
+                opener: Some(opener),
                 age,
                 memory: self.split.memory(key).unwrap_or(0),
                 terminal: self.split.view(key, Side::Terminal),
                 network: self.split.view(key, Side::Network),
+                snoop: None,
             })
         };
-        self.split.flows().take(limit).filter_map(view).collect()
+        let snooped = self.snooped.views().filter_map(|(key, pair, snoop)| {
+            let pair = self.pairs.get(pair)?;
+            Some(FlowView {
+                key: *key,
+                subscriber: pair.subscriber,
+                peer: pair.remote,
+                opener: None,
+                age: Duration::ZERO,
+                memory: snoop.cached,
+                terminal: None,
+                network: None,
+                snoop: Some(snoop),
+            })
+        });
+        let split = self.split.flows().take(limit).filter_map(view);
+        split.chain(snooped).take(limit).collect()
     }
 
     pub(crate) fn totals(&self) -> RelayTotals {
@@ -464,6 +531,36 @@ impl Relay {
             half_open: self.split.half_open(),
             buffered: self.split.buffered(),
             split: *self.split.stats(),
+            snooped: self.snooped.sizes().0,
+            cached: self.snooped.sizes().1,
+            snoop: self.snooped.stats(),
         }
+    }
+}
+
+const fn is_v4(key: &FlowKey) -> bool {
+    key.terminal.0.is_ipv4()
+}
+
+/// What is chosen for a connection by `action`; `twin`: the other end is a terminal of this gateway, too.
+fn opening(split: &SplitConfig, action: &Action, twin: bool, room: Room) -> Opening {
+    let radio = action.terminal.unwrap_or(split.terminal.connection.algorithm);
+    let (mtu, far) = if twin {
+        // The other end is behind a radio, too.
+        let mtu = room.network.min(room.terminal);
+        (mtu, Some(action.network.unwrap_or(radio)))
+    } else {
+        (room.network, action.network)
+    };
+    Opening {
+        terminal: OpeningSide {
+            mtu: Some(room.terminal),
+            algorithm: Some(radio),
+        },
+        network: OpeningSide {
+            mtu: Some(mtu),
+            algorithm: far,
+        },
+        handshake: action.handshake,
     }
 }

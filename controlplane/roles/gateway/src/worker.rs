@@ -23,7 +23,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
 use towpath_afxdp::{Engine, Frame, PortId, Sockets, Statistics};
-use towpath_base::crypto::{EspProvider, Rng};
+use towpath_base::crypto::{EspProvider, InspectProvider, Rng};
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_common::abi::DivertMeta;
@@ -176,7 +176,7 @@ pub struct Worker {
 }
 
 /// What a worker is made of.
-pub struct Parts<P: EspProvider, R> {
+pub struct Parts<P: EspProvider + InspectProvider, R> {
     /// Opened sockets of all ports.
     pub sockets: Sockets,
     /// The SAs.
@@ -195,8 +195,9 @@ impl Worker {
     /// Starts the thread.
     pub fn spawn<P, R>(parts: Parts<P, R>) -> io::Result<Self>
     where
-        P: EspProvider + Send + 'static,
+        P: EspProvider + InspectProvider + Send + 'static,
         P::Transform: Send,
+        P::Decryptor: Send,
         R: Rng + Send + 'static,
     {
         let zero_copy = parts.sockets.is_zero_copy();
@@ -319,7 +320,7 @@ impl Drop for Worker {
     }
 }
 
-struct Loop<P: EspProvider, R> {
+struct Loop<P: EspProvider + InspectProvider, R> {
     engine: Engine,
     ports: Vec<PortId>,
     path: Path<P, R>,
@@ -328,7 +329,7 @@ struct Loop<P: EspProvider, R> {
     clock: fn() -> Instant,
 }
 
-impl<P: EspProvider, R: Rng> Loop<P, R> {
+impl<P: EspProvider + InspectProvider, R: Rng> Loop<P, R> {
     fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_tick = (self.clock)() + TICK;
@@ -419,7 +420,7 @@ impl<P: EspProvider, R: Rng> Loop<P, R> {
 }
 
 /// What happens to one frame.
-struct Path<P: EspProvider, R> {
+struct Path<P: EspProvider + InspectProvider, R> {
     datapath: Datapath<P>,
     rng: R,
     kernel: RawIpSender,
@@ -427,7 +428,7 @@ struct Path<P: EspProvider, R> {
     counters: Arc<Counters>,
 }
 
-impl<P: EspProvider, R: Rng> Path<P, R> {
+impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
     fn handle(&mut self, now: Instant, engine: &mut Engine, mut frame: Frame) {
         let Some((meta, kind)) = frame.meta().and_then(|meta| Some((meta, meta.divert_kind()?))) else {
             self.counters.dropped(DropReason::NotServed);

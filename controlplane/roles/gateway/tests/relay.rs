@@ -15,7 +15,7 @@ use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
-use towpath_fabric::{GatewayKeys, GatewaySa};
+use towpath_fabric::{GatewayKeys, GatewaySa, InspectKeys};
 use towpath_gateway::datapath::{Arrival, Datapath, Disposition, SaKey};
 use towpath_gateway::relay::{Egress, RelayConfig};
 use towpath_ipsec::soft::{SoftEsp, SoftTransform};
@@ -24,7 +24,6 @@ use towpath_tcp::packet::{IpHeader, TcpPacket};
 use towpath_tcp::relay::rules::{Action, Rules, Treatment};
 use towpath_tcp::{Config, Ecn, Endpoint, IsnSecret, SeqNum, State};
 
-const SUITE: EspSuite = EspSuite::Aes128Gcm16;
 /// Arrives on the access side; the egress is of no interest here.
 const EGRESS: Egress = Egress {
     ifindex: 7,
@@ -49,15 +48,15 @@ impl Rng for TestRng {
     }
 }
 
-fn keys(fill: u8) -> EspKeys {
-    EspKeys::split(SUITE, &vec![fill; SUITE.key_material_len()]).unwrap()
+fn keys(suite: EspSuite, fill: u8) -> EspKeys {
+    EspKeys::split(suite, &vec![fill; suite.key_material_len()]).unwrap()
 }
 
 fn child(local: IpAddr, remote: IpAddr, spi: u32, fill: u8, shape: Shape) -> ChildSa {
     ChildSa {
         local,
         remote,
-        suite: SUITE,
+        suite: shape.suite,
         mode: shape.mode,
         esn: false,
         encap: shape.encap.then_some(UdpEncap {
@@ -66,8 +65,8 @@ fn child(local: IpAddr, remote: IpAddr, spi: u32, fill: u8, shape: Shape) -> Chi
         }),
         spi_in: Spi(spi),
         spi_out: Spi(spi + 1),
-        keys_in: keys(fill),
-        keys_out: keys(fill + 1),
+        keys_in: keys(shape.suite, fill),
+        keys_out: keys(shape.suite, fill + 1),
         local_ts: Selectors::one(TrafficSelector::host(local)),
         remote_ts: Selectors::one(TrafficSelector::host(remote)),
         lifetime: Lifetime::default(),
@@ -91,8 +90,8 @@ fn reversed(sa: &ChildSa) -> ChildSa {
 /// The terminal's view of `sa`: its own segment's keys.
 fn segment(sa: &ChildSa, fill: u8) -> ChildSa {
     ChildSa {
-        keys_in: keys(fill),
-        keys_out: keys(fill + 1),
+        keys_in: keys(sa.suite, fill),
+        keys_out: keys(sa.suite, fill + 1),
         ..sa.clone()
     }
 }
@@ -106,20 +105,22 @@ fn full(sa: &ChildSa, fill: u8) -> GatewaySa {
         spi_out: sa.spi_out,
         keys: GatewayKeys::Full {
             peer: sa.clone(),
-            segment_in: keys(fill),
-            segment_out: keys(fill + 1),
+            segment_in: keys(sa.suite, fill),
+            segment_out: keys(sa.suite, fill + 1),
         },
     }
 }
 
 #[derive(Clone, Copy)]
 struct Shape {
+    suite: EspSuite,
     v6: bool,
     mode: Mode,
     encap: bool,
 }
 
 const PLAIN: Shape = Shape {
+    suite: EspSuite::Aes128Gcm16,
     v6: false,
     mode: Mode::Transport,
     encap: false,
@@ -218,7 +219,7 @@ impl End {
             ecn: Ecn::NotEct,
             ttl: 64,
         };
-        let mut plain = vec![0; 1500];
+        let mut plain = vec![0; 1600];
         let outgoing = self.endpoint.poll_transmit(now, &mut plain[ip.header_len()..])?;
         ip.ecn = outgoing.ecn;
         let len = ip.finish(&mut plain, outgoing.len)?;
@@ -450,6 +451,7 @@ const SHAPES: [Shape; 5] = [
         ..PLAIN
     },
     Shape {
+        suite: EspSuite::Aes256CbcSha256,
         mode: Mode::Tunnel,
         v6: true,
         encap: true,
@@ -646,4 +648,75 @@ fn without_an_sa_the_relay_waits_and_at_last_forgets() {
     world.path.tick(world.now + Duration::from_secs(61));
     assert_eq!(world.path.flows(world.now, 9), []);
     assert_eq!(world.path.relay_totals().buffered, 0);
+}
+
+fn snooping() -> RelayConfig {
+    RelayConfig {
+        rules: Arc::new(Rules {
+            default: Action::of(Treatment::Snoop),
+            ..Rules::default()
+        }),
+        ..RelayConfig::default()
+    }
+}
+
+fn snooped(mut world: World, share: u64) {
+    // Longer than the radio's loss could be hidden by luck.
+    world.loss_per_mille = 30;
+    world.ends[1].to_write = pattern(1 << 20, 3);
+    world.run_until(Duration::from_millis(400), |world| {
+        world.ends[0].read.len() > 1000
+    });
+    let flows = world.path.flows(world.now, 9);
+    assert!(flows.len() == 1 && flows[0].snoop.is_some(), "{flows:?}");
+    world.run_until(Duration::from_secs(120), World::has_everything);
+    world.check();
+    let totals = world.path.relay_totals();
+    assert!(world.lost > 20 && totals.snoop.repeated > 10, "{totals:?}");
+    assert_eq!(world.relayed, totals.snoop.repeated);
+    assert_eq!(totals.flows, 0, "nothing was split");
+    // What the radio lost, the peer heard of but rarely.
+    let again = world.ends[1].endpoint.stats().retransmits;
+    assert!(
+        again * share < world.lost,
+        "the peer repeated {again} of {}",
+        world.lost
+    );
+    let strange = |reason: &&DropReason| **reason != DropReason::EspReplayed;
+    assert_eq!(world.drops.iter().find(strange), None, "{}", world.story());
+}
+
+#[test]
+fn snoop_repairs_the_radio_in_class_full() {
+    snooped(World::new(PLAIN, snooping()), 4);
+    snooped(World::new(Shape { v6: true, ..PLAIN }, snooping()), 4);
+}
+
+#[test]
+fn snoop_repeats_the_peers_own_packet_where_the_gateway_may_only_look() {
+    for v6 in [false, true] {
+        let shape = Shape {
+            suite: EspSuite::Aes128CbcSha256,
+            v6,
+            ..PLAIN
+        };
+        let [terminal, peer] = addresses(v6);
+        let now = Instant::from_secs(1);
+        let sa = child(terminal, peer, 0x1000, 1, shape);
+        let mut path = Datapath::new(SoftEsp, 16).with_relay(snooping(), IsnSecret([3, 4]));
+        let seen = GatewaySa {
+            keys: GatewayKeys::Inspect(InspectKeys::of(&sa).unwrap()),
+            ..full(&sa, 1)
+        };
+        path.install(now, &seen).unwrap();
+        let dial = Endpoint::connect(now, host(4000, 80), SeqNum(1));
+        let answer = Endpoint::listen(now, host(80, 4000), SeqNum(99));
+        // The keys of the two ends are the same: nobody sits between them.
+        let ends = [
+            End::new(now, &sa, dial, true),
+            End::new(now, &reversed(&sa), answer, false),
+        ];
+        // An acknowledgment that says something new has to pass as it is, with what it says of holes.
+        snooped(World::of(now, path, ends), 2);
+    }
 }

@@ -6,6 +6,7 @@ use towpath_gateway::relay::{FlowView, RelayTotals};
 use towpath_gateway::worker::Flows;
 use towpath_tcp::Algorithm;
 use towpath_tcp::relay::Side;
+use towpath_tcp::relay::snoop::{SnoopStats, SnoopView};
 use towpath_tcp::relay::split::{SideView, SplitStats};
 use towpath_telemetry::admin::{Counter, FlowFilter, FlowInfo, FlowList, FlowSide, FlowTotals};
 
@@ -28,7 +29,8 @@ impl Daemon {
                 split: totals.flows as u64,
                 half_open: totals.half_open as u64,
                 buffered_bytes: totals.buffered as u64,
-                ..FlowTotals::default()
+                snooped: totals.snooped as u64,
+                cached_bytes: totals.cached as u64,
             },
         }
     }
@@ -48,17 +50,17 @@ impl Daemon {
             network: view.key.network.0,
             network_port: view.key.network.1,
             peer: view.peer,
-            treatment: "split".into(),
-            opener: Some(
-                match view.opener {
+            treatment: if view.snoop.is_some() { "snoop" } else { "split" }.into(),
+            opener: view.opener.map(|opener| {
+                match opener {
                     Side::Terminal => "terminal",
                     Side::Network => "network",
                 }
-                .into(),
-            ),
+                .into()
+            }),
             age_ms: u64::try_from(view.age.as_millis()).unwrap_or(u64::MAX),
             memory_bytes: view.memory as u64,
-            terminal_side: side(&view.terminal),
+            terminal_side: side(&view.terminal).or_else(|| view.snoop.as_ref().map(snooped_side)),
             network_side: side(&view.network),
         }
     }
@@ -105,12 +107,29 @@ fn flow_side(view: &SideView, age: Duration) -> FlowSide {
     }
 }
 
+/// The radio of a snooped connection, as far as Snoop knows it.
+fn snooped_side(view: &SnoopView) -> FlowSide {
+    FlowSide {
+        rtt_us: micros(view.smoothed_rtt),
+        in_flight: view.in_flight,
+        queued: view.cached as u64,
+        bytes_sent: view.delivered + view.in_flight,
+        loss_percent: view.repeated as f64 * 100.0 / (view.cached_segments + view.repeated).max(1) as f64,
+        retransmits: view.repeated,
+        segments_sent: view.cached_segments,
+        ..FlowSide::default()
+    }
+}
+
 fn counters(totals: &RelayTotals) -> Vec<Counter> {
     let RelayTotals {
         flows,
         half_open,
         buffered,
         split,
+        snooped,
+        cached,
+        snoop,
     } = totals;
     let SplitStats {
         opened,
@@ -120,6 +139,15 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
         malformed,
         over_memory,
     } = split;
+    let SnoopStats {
+        cached: remembered,
+        repeated,
+        suppressed,
+        changed,
+        uncached,
+        out_of_window,
+        peer_retransmits,
+    } = snoop;
     [
         ("split_flows", "TCP connections split at present", *flows as u64),
         ("split_half_open", "of these, not open yet", *half_open as u64),
@@ -145,6 +173,27 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
             "split_over_memory",
             "segments whose data was not taken: buffers full",
             *over_memory,
+        ),
+        ("snoop_flows", "TCP connections snooped at present", *snooped as u64),
+        ("snoop_cached", "bytes in their caches", *cached as u64),
+        ("snoop_remembered", "segments cached so far", *remembered),
+        ("snoop_repeated", "segments repeated on the radio", *repeated),
+        ("snoop_suppressed", "acknowledgments kept back", *suppressed),
+        (
+            "snoop_changed",
+            "acknowledgments forwarded without SACK or with another window",
+            *changed,
+        ),
+        ("snoop_uncached", "segments not cached for lack of room", *uncached),
+        (
+            "snoop_out_of_window",
+            "repetitions given up: the replay window had moved on",
+            *out_of_window,
+        ),
+        (
+            "snoop_peer_retransmits",
+            "segments the peer sent again",
+            *peer_retransmits,
         ),
     ]
     .map(|(name, text, packets)| Counter {

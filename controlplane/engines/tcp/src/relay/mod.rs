@@ -65,6 +65,40 @@ impl FlowKey {
         }
     }
 
+    /// The connection of a TCP packet from `from`, read without checking anything: for a look into a table.
+    pub fn peek(from: Side, packet: &[u8]) -> Option<Self> {
+        let (header_len, source, destination) = match packet.first().map(|first| first >> 4) {
+            Some(4) => {
+                let header = packet.first_chunk::<20>()?;
+                let address = |at: usize| header.get(at..).and_then(|rest| rest.first_chunk::<4>());
+                (
+                    usize::from(header[0] & 0x0f) * 4,
+                    IpAddr::from(*address(12)?),
+                    IpAddr::from(*address(16)?),
+                )
+            }
+            Some(6) => {
+                let header = packet.first_chunk::<40>()?;
+                let address = |at: usize| header.get(at..).and_then(|rest| rest.first_chunk::<16>());
+                (40, IpAddr::from(*address(8)?), IpAddr::from(*address(24)?))
+            }
+            _ => return None,
+        };
+        let [s0, s1, d0, d1] = *packet.get(header_len..)?.first_chunk::<4>()?;
+        let source = (source, u16::from_be_bytes([s0, s1]));
+        let destination = (destination, u16::from_be_bytes([d0, d1]));
+        Some(match from {
+            Side::Terminal => Self {
+                terminal: source,
+                network: destination,
+            },
+            Side::Network => Self {
+                terminal: destination,
+                network: source,
+            },
+        })
+    }
+
     /// Address and port of the host on `side`.
     pub const fn host(&self, side: Side) -> (IpAddr, u16) {
         match side {

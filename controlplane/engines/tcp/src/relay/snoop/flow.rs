@@ -12,7 +12,7 @@ use crate::rto::RttEstimator;
 use crate::seq::{Offset, SeqNum, SeqSpace};
 
 /// Where a flow's offsets begin: room for numbers below the first one seen.
-const ORIGIN: Offset = 1 << 32;
+pub(super) const ORIGIN: Offset = 1 << 32;
 /// Longest local timeout.
 const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 /// Repetitions of one segment after which it is left to the peer.
@@ -54,6 +54,16 @@ pub(super) struct Flow {
     pub(super) progress_at: Instant,
     pub(super) deadline: Option<Instant>,
     pub(super) ready: bool,
+    pub(super) counts: Counts,
+}
+
+/// What happened to one connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) cached: u64,
+    pub(super) repeated: u64,
+    pub(super) suppressed: u64,
+    pub(super) peer_retransmits: u64,
 }
 
 /// `[start, end)` touches what is cached.
@@ -86,6 +96,7 @@ impl Flow {
             progress_at: now,
             deadline: None,
             ready: false,
+            counts: Counts::default(),
         }
     }
 

@@ -108,6 +108,27 @@ pub struct SnoopStats {
     pub peer_retransmits: u64,
 }
 
+/// A snooped connection, for people to look at (N7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnoopView {
+    /// SRTT of the radio.
+    pub smoothed_rtt: Option<Duration>,
+    /// Bytes in its cache.
+    pub cached: usize,
+    /// Bytes of data on their way to the terminal.
+    pub in_flight: u64,
+    /// Segments cached so far.
+    pub cached_segments: u64,
+    /// Segments repeated.
+    pub repeated: u64,
+    /// Acknowledgments kept back.
+    pub suppressed: u64,
+    /// Segments the peer sent again.
+    pub peer_retransmits: u64,
+    /// Bytes the terminal acknowledged.
+    pub delivered: u64,
+}
+
 /// A packet to send to the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Repeat<'a> {
@@ -168,6 +189,38 @@ impl SnoopRelay {
     /// True without connections.
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
+    }
+
+    /// The connections.
+    pub fn flows(&self) -> impl Iterator<Item = &FlowKey> {
+        self.flows.keys()
+    }
+
+    /// Whether anything of a connection is kept.
+    pub fn knows(&self, key: &FlowKey) -> bool {
+        self.flows.contains_key(key) || self.hellos.contains_key(key)
+    }
+
+    /// Bytes in all caches.
+    pub const fn cached_bytes(&self) -> usize {
+        self.cached_bytes
+    }
+
+    /// One connection.
+    pub fn view(&self, key: &FlowKey) -> Option<SnoopView> {
+        let flow = self.flows.get(key)?;
+        Some(SnoopView {
+            smoothed_rtt: flow.rtt.smoothed(),
+            cached: flow.cached_bytes,
+            in_flight: flow.outstanding,
+            cached_segments: flow.counts.cached,
+            repeated: flow.counts.repeated,
+            suppressed: flow.counts.suppressed,
+            peer_retransmits: flow.counts.peer_retransmits,
+            delivered: flow
+                .acknowledged
+                .map_or(0, |ack| ack.saturating_sub(flow::ORIGIN)),
+        })
     }
 
     /// A packet of the SA left towards the terminal, of whatever connection: the replay window moved.
@@ -261,6 +314,7 @@ impl SnoopRelay {
         }
         if start < flow.highest {
             self.stats.peer_retransmits += 1;
+            flow.counts.peer_retransmits += 1;
         }
         flow.highest = flow.highest.max(end);
         if let Some(old) = flow.cache.get_mut(&start)
@@ -284,6 +338,7 @@ impl SnoopRelay {
         flow.outstanding += len;
         self.cached_bytes += size;
         self.stats.cached += 1;
+        flow.counts.cached += 1;
         flow.cache.insert(
             start,
             Cached {
@@ -346,6 +401,7 @@ impl SnoopRelay {
         let news = granted || (window_changed && (!sacks || change.window.is_none()));
         let verdict = if hides && asks_only && !news {
             self.stats.suppressed += 1;
+            flow.counts.suppressed += 1;
             Verdict::Consumed
         } else if change == Change::default() {
             Verdict::Pass
@@ -408,6 +464,7 @@ impl SnoopRelay {
                     cached.sent_at = now;
                     cached.repeats = cached.repeats.saturating_add(1);
                     self.stats.repeated += 1;
+                    flow.counts.repeated += 1;
                     self.schedule(now, key);
                     return Some((key, start));
                 }

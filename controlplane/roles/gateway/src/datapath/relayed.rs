@@ -1,0 +1,231 @@
+//! The datapath's side of the TCP relay: what is opened for it, what it says, what is only looked at.
+
+use std::sync::Arc;
+
+use towpath_base::crypto::{EspDecryptor, EspProvider, EspTransform, InspectProvider, InvalidKey, Rng};
+use towpath_base::packet::PacketBuf;
+use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_common::wire::protocol;
+use towpath_fabric::InspectKeys;
+use towpath_ipsec::bridge::Bridge;
+use towpath_ipsec::inspect::Inspector;
+use towpath_ipsec::locate::Flow;
+use towpath_tcp::relay::Side;
+use towpath_tcp::relay::rules::Rules;
+
+use super::watch::Watch;
+use super::{Datapath, Departure, Passage, SaKey, tell_limit};
+use crate::relay::{Egress, Fate, FlowView, Relay, RelayTotals, Room, Spoken};
+
+/// Longest ESP trailer: padding, pad length, next header, ICV, bytes.
+const MAX_TRAILER: usize = 64;
+
+/// Longest packet looked into, bytes.
+const MAX_LOOK: usize = 9_216;
+
+impl<P: EspProvider + InspectProvider> Datapath<P> {
+    /// The relay's next packet, sealed into `packet`, which must be empty and have its rooms around it. `None`
+    /// when nothing is to be sent now; an error is one packet lost, and there may be more.
+    pub fn relay_transmit(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<Result<Departure, DropReason>> {
+        let relay = self.relay.as_mut()?;
+        // Room for the trailer stays free behind.
+        let room = packet.tailroom().checked_sub(MAX_TRAILER)?;
+        let spoken = relay.speak(now, packet.grow_back(room)?)?;
+        if packet.strip_back(room.checked_sub(spoken.len)?).is_none() {
+            return Some(Err(DropReason::NoHeadroom));
+        }
+        if spoken.sealed {
+            // The peer's own packet once more, bit for bit.
+            let egress = relay.egress(now, spoken.pair, spoken.to);
+            return Some(Ok(Departure { egress }));
+        }
+        Some(self.seal_spoken(now, &spoken, packet, rng))
+    }
+
+    fn seal_spoken(
+        &mut self,
+        now: Instant,
+        spoken: &Spoken,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut impl Rng,
+    ) -> Result<Departure, DropReason> {
+        let Self { relay, entries, .. } = self;
+        let relay = relay.as_ref().ok_or(DropReason::RelayNoSa)?;
+        let flow = Flow::of(packet.bytes())?;
+        let fits = |slot| {
+            let bridge = entries.get(slot).and_then(|entry| entry.bridge.as_ref());
+            bridge.is_some_and(|bridge| match spoken.to {
+                Side::Terminal => bridge.terminal_sender().admits(&flow),
+                Side::Network => bridge.peer_sender().admits(&flow),
+            })
+        };
+        let slot = relay
+            .carrier(spoken.pair, spoken.to, fits)
+            .ok_or(DropReason::RelayNoSa)?;
+        let egress = relay.egress(now, spoken.pair, spoken.to);
+        let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
+        let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
+        match spoken.to {
+            Side::Terminal => bridge.seal_to_terminal(now, packet, rng)?,
+            Side::Network => bridge.seal_to_peer(now, packet, rng)?,
+        };
+        tell_limit(
+            &mut self.notices,
+            entry.subscriber,
+            entry.key.spi_in,
+            bridge.take_event(),
+        );
+        self.watch
+            .sealed(&entry.key, spoken.to.opposite(), false, packet.bytes());
+        if spoken.to == Side::Network {
+            let SaKey { remote, spi_out, .. } = entry.key;
+            // The peer is a terminal of this gateway as well: the packet passes its SA, too.
+            if let Some(&slot) = self.to_terminal.get(&(remote, spi_out)) {
+                self.through(slot, Side::Network, now, egress, packet, rng)?;
+            }
+        }
+        Ok(Departure { egress })
+    }
+
+    /// When [`Datapath::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.relay.as_ref()?.poll_timeout()
+    }
+
+    /// Lets due timers of the relay act; [`Datapath::relay_transmit`] has the result.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(relay) = &mut self.relay {
+            relay.handle_timeout(now);
+        }
+    }
+
+    /// Gives a subscriber relay rules of its own, or takes them away; for connections opened from now on.
+    pub fn set_rules(&mut self, subscriber: SubscriberHandle, rules: Option<Arc<Rules>>) {
+        if let Some(relay) = &mut self.relay {
+            relay.set_rules(subscriber, rules);
+        }
+    }
+
+    /// At most `limit` relayed connections.
+    pub fn flows(&self, now: Instant, limit: usize) -> Vec<FlowView> {
+        self.relay
+            .as_ref()
+            .map(|relay| relay.flows(now, limit))
+            .unwrap_or_default()
+    }
+
+    /// Numbers of the relay.
+    pub fn relay_totals(&self) -> RelayTotals {
+        self.relay.as_ref().map(Relay::totals).unwrap_or_default()
+    }
+}
+
+/// Where a packet is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) slot: usize,
+    pub(super) key: SaKey,
+    pub(super) from: Side,
+    pub(super) egress: Option<Egress>,
+}
+
+/// Opens, asks policies and capture, shows TCP to the relay, and seals what the relay does not take.
+pub(super) fn opened<T: EspTransform>(
+    relay: Option<(&mut Relay, usize)>,
+    watch: &mut Watch,
+    bridge: &mut Bridge<T>,
+    place: Place,
+    now: Instant,
+    packet: &mut PacketBuf<'_>,
+    rng: &mut impl Rng,
+) -> Result<Passage, DropReason> {
+    let opened = match place.from {
+        Side::Terminal => bridge.open_from_terminal(now, packet)?,
+        Side::Network => bridge.open_from_peer(now, packet)?,
+    };
+    let may_relay = watch.plain(&place.key, place.from, &opened.flow, packet.bytes())?;
+    if let Some((relay, pair)) = relay {
+        relay.note(now, pair, place.slot, place.from, place.egress);
+        if may_relay && opened.flow.protocol == protocol::TCP {
+            let mtus = relay.mtus();
+            let room = |v4| Room {
+                terminal: bridge.terminal_sender().largest_plain(mtus.terminal, v4),
+                network: bridge.peer_sender().largest_plain(mtus.network, v4),
+            };
+            match relay.input(now, pair, place.from, packet.bytes_mut(), room) {
+                Fate::Taken => return Ok(Passage::Taken),
+                Fate::Onward => {}
+                Fate::Broken => return Err(DropReason::RelayMalformed),
+            }
+        }
+    }
+    match place.from {
+        Side::Terminal => bridge.seal_to_peer(now, packet, rng)?,
+        Side::Network => bridge.seal_to_terminal(now, packet, rng)?,
+    };
+    Ok(Passage::Onward)
+}
+
+/// An SA of class `inspect`: keys to look with, none to write with.
+pub(super) struct Inspecting<D> {
+    inspector: Inspector<D>,
+    /// The plain copy.
+    scratch: Box<[u8]>,
+    /// Highest sequence number towards the terminal, extended to 64 bits: 32 are on the wire.
+    highest: u64,
+}
+
+impl<D: EspDecryptor> Inspecting<D> {
+    pub(super) fn new<P>(provider: &P, keys: &InspectKeys) -> Result<Self, InvalidKey>
+    where
+        P: InspectProvider<Decryptor = D>,
+    {
+        let InspectKeys {
+            suite,
+            mode,
+            cipher_in,
+            cipher_out,
+        } = keys;
+        Ok(Self {
+            inspector: Inspector::new(provider, *suite, *mode, cipher_in, cipher_out)?,
+            scratch: vec![0; MAX_LOOK].into(),
+            highest: 0,
+        })
+    }
+
+    /// Shows Snoop what is in a packet, which goes on as it is or is an acknowledgment kept back.
+    pub(super) fn look(
+        &mut self,
+        relay: &mut Relay,
+        pair: usize,
+        place: Place,
+        now: Instant,
+        packet: &[u8],
+    ) -> Passage {
+        let to_peer = place.from == Side::Terminal;
+        let Ok(seen) = self.inspector.look(to_peer, packet, &mut self.scratch) else {
+            return Passage::Onward;
+        };
+        relay.note(now, pair, place.slot, place.from, place.egress);
+        let sequence = extend(self.highest, seen.sequence);
+        if !to_peer {
+            self.highest = self.highest.max(sequence);
+        }
+        let plain = self.scratch.get(seen.plain).unwrap_or(&[]);
+        match relay.look(now, pair, place.slot, place.from, plain, packet, sequence) {
+            Fate::Taken => Passage::Taken,
+            Fate::Onward | Fate::Broken => Passage::Onward,
+        }
+    }
+}
+
+/// The number with the low half `low` that is nearest to `highest`.
+fn extend(highest: u64, low: u32) -> u64 {
+    let ahead = low.wrapping_sub(highest as u32).cast_signed();
+    highest.saturating_add_signed(i64::from(ahead))
+}
