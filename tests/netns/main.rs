@@ -10,6 +10,7 @@
 mod attacks;
 mod lab;
 mod linkem;
+mod manual;
 mod proxied;
 mod rekeys;
 mod relay;

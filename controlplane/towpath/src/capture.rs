@@ -174,9 +174,14 @@ fn line(key: &ExportedKey) -> String {
         }
     };
     let encryption = match key.suite.cipher() {
-        EspCipher::AesGcm16 => "AES-GCM [RFC4106]",
-        EspCipher::AesCcm16 => "AES-CCM [RFC4309]",
-        EspCipher::ChaCha20Poly1305 => "ChaCha20 with Poly1305 [RFC7634]",
+        EspCipher::AesGcm16 => "AES-GCM with 16 octet ICV [RFC4106]",
+        // Wireshark 4.0 knows neither for ESP, and refuses a file with a name it does not know.
+        EspCipher::AesCcm16 | EspCipher::ChaCha20Poly1305 => {
+            return format!(
+                "# SPI {:08x} left out: Wireshark's esp_sa has no {}\n",
+                key.spi, key.suite
+            );
+        }
         EspCipher::AesCbc => "AES-CBC [RFC3602]",
         EspCipher::AesCtr => "AES-CTR [RFC3686]",
         EspCipher::Null => "NULL",
@@ -203,4 +208,45 @@ fn line(key: &ExportedKey) -> String {
         hex(&key.cipher),
         hex(&key.integrity),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_base::sa::EspSuite;
+
+    use super::*;
+
+    fn key(suite: EspSuite, integrity: &str) -> ExportedKey {
+        ExportedKey {
+            source: "10.0.0.1".parse().unwrap(),
+            destination: "10.0.0.2".parse().unwrap(),
+            spi: 0x1002,
+            suite,
+            esn: true,
+            cipher: "00ff".into(),
+            integrity: integrity.into(),
+        }
+    }
+
+    #[test]
+    fn lines_are_those_of_the_esp_sa_file() {
+        let front = "\"IPv4\",\"10.0.0.1\",\"10.0.0.2\",\"0x00001002\",";
+        for (key, rest) in [
+            (
+                key(EspSuite::Aes128Gcm16, ""),
+                "\"AES-GCM with 16 octet ICV [RFC4106]\",\"0x00ff\",\"NULL\",\"\",\"64-bit\",\"\"\n",
+            ),
+            (
+                key(EspSuite::Aes256CbcSha256, "aa"),
+                "\"AES-CBC [RFC3602]\",\"0x00ff\",\"HMAC-SHA-256-128 [RFC4868]\",\"0xaa\",\"64-bit\",\"\"\n",
+            ),
+            (
+                key(EspSuite::Aes256CbcSha384, ""),
+                "\"AES-CBC [RFC3602]\",\"0x00ff\",\"ANY 192 bit authentication [no checking]\",\"\",\"64-bit\",\"\"\n",
+            ),
+        ] {
+            assert_eq!(line(&key), format!("{front}{rest}"));
+        }
+        assert!(line(&key(EspSuite::Aes128Ccm16, "")).starts_with("# SPI 00001002"));
+    }
 }

@@ -1,0 +1,393 @@
+//! Manual keying through a real gateway that is killed and started again: what leaves it never repeats a nonce.
+//!
+//! ```text
+//!   ta: sealed by the test ──► gw (towpath: open, seal) ──► peer: opened by the test
+//!       segment keys                 SIGKILL, restart           peer's keys
+//! ```
+//!
+//! The test plays both ends with the engine's own halves, so that it sees every sequence number and IV.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use towpath_base::packet::PacketBuf;
+use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors};
+use towpath_base::selector::TrafficSelector;
+use towpath_base::testutil::SeededRng;
+use towpath_base::{Instant, Spi};
+use towpath_ipsec::soft::{SoftEsp, SoftTransform};
+use towpath_ipsec::{InboundSa, OutboundSa, locate};
+use xtask::lab::{Family, Frame, Node, PeerKind};
+use xtask::proof::stack::Stack;
+use xtask::proof::stack_for_test_with;
+
+use crate::ping;
+
+const NOW: Instant = Instant::from_secs(1);
+const PERMISSIONS: &str = "[permissions]\ncapture = true\nshow_keys = true\n";
+
+fn keys(suite: EspSuite, fill: u8) -> EspKeys {
+    let material: Vec<u8> = (0..suite.key_material_len()).map(|i| fill ^ i as u8).collect();
+    EspKeys::split(suite, &material).expect("the suite's own length")
+}
+
+fn hex(keys: &EspKeys) -> String {
+    let bytes = [keys.cipher.expose(), keys.integrity.expose()].concat();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SA seen from the terminal, with these keys towards it and from it.
+fn child(family: Family, suite: EspSuite, spi: u32, keys_in: EspKeys, keys_out: EspKeys) -> ChildSa {
+    let (local, remote) = (Node::Ta.addr(family), Node::Peer.addr(family));
+    ChildSa {
+        local,
+        remote,
+        suite,
+        mode: Mode::Transport,
+        esn: false,
+        encap: None,
+        spi_in: Spi(spi),
+        spi_out: Spi(spi + 1),
+        keys_in,
+        keys_out,
+        local_ts: Selectors::one(TrafficSelector::host(local)),
+        remote_ts: Selectors::one(TrafficSelector::host(remote)),
+        lifetime: Lifetime::default(),
+    }
+}
+
+fn mirror(sa: &ChildSa) -> ChildSa {
+    ChildSa {
+        local: sa.remote,
+        remote: sa.local,
+        spi_in: sa.spi_out,
+        spi_out: sa.spi_in,
+        keys_in: sa.keys_out.clone(),
+        keys_out: sa.keys_in.clone(),
+        local_ts: sa.remote_ts,
+        remote_ts: sa.local_ts,
+        ..sa.clone()
+    }
+}
+
+/// A plain UDP packet.
+fn plain(family: Family, body: &[u8]) -> Vec<u8> {
+    let ends = [Node::Ta, Node::Peer].map(|node| SocketAddr::new(node.addr(family), 7777));
+    let mut udp = [7777u16.to_be_bytes(), 7777u16.to_be_bytes()].concat();
+    udp.extend_from_slice(&(body.len() as u16 + 8).to_be_bytes());
+    udp.extend_from_slice(&[0, 0]);
+    udp.extend_from_slice(body);
+    match (ends[0].ip(), ends[1].ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+            packet.extend_from_slice(&source.octets());
+            packet.extend_from_slice(&destination.octets());
+            packet.extend_from_slice(&udp);
+            let len = (packet.len() as u16).to_be_bytes();
+            packet[2..4].copy_from_slice(&len);
+            let sum = towpath_common::wire::checksum(&packet[..20]).to_be_bytes();
+            packet[10..12].copy_from_slice(&sum);
+            packet
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut packet = vec![0x60, 0, 0, 0];
+            packet.extend_from_slice(&(udp.len() as u16).to_be_bytes());
+            packet.extend_from_slice(&[17, 64]);
+            packet.extend_from_slice(&source.octets());
+            packet.extend_from_slice(&destination.octets());
+            // A checksum is not optional over IPv6, but nobody between the ends looks at it.
+            packet.extend_from_slice(&udp);
+            packet
+        }
+        _ => unreachable!("one family"),
+    }
+}
+
+/// Both ends of the SA, and what the peer's side of the wire has shown.
+struct Ends {
+    family: Family,
+    ethernet: Vec<u8>,
+    terminal: OutboundSa<SoftTransform>,
+    peer: InboundSa<SoftTransform>,
+    spi: Spi,
+    rng: SeededRng,
+    sent: u32,
+    /// Sequence number and IV of every packet at the peer.
+    seen: Vec<(u32, u64)>,
+}
+
+impl Ends {
+    fn new(stack: &Stack, family: Family, terminal: &ChildSa, peer: &ChildSa) -> Self {
+        let capture = stack.lab.capture(Node::Ta, "eth0").expect("tcpdump starts");
+        assert!(ping(
+            &stack.lab,
+            Node::Ta,
+            &Node::Ta.gateway(family).to_string(),
+            1
+        ));
+        let frames = capture.stop().expect("the capture is readable");
+        let own = frames.iter().find(|frame| {
+            let seen = frame.seen();
+            seen.is_some_and(|seen| seen.src == Node::Ta.addr(family) && seen.dst == Node::Ta.gateway(family))
+        });
+        Self {
+            family,
+            ethernet: own.expect("an echo request").bytes[..14].to_vec(),
+            terminal: OutboundSa::new(&SoftEsp, NOW, terminal).expect("keys fit"),
+            peer: InboundSa::new(&SoftEsp, NOW, &mirror(peer)).expect("keys fit"),
+            spi: peer.spi_out,
+            rng: SeededRng::new(7),
+            sent: 0,
+            seen: Vec::new(),
+        }
+    }
+
+    fn frames(&mut self, count: u32) -> Vec<Frame> {
+        (0..count)
+            .map(|_| {
+                self.sent += 1;
+                let packet = plain(self.family, format!("packet {:08}", self.sent).as_bytes());
+                let mut buffer = [0; 512];
+                buffer[128..128 + packet.len()].copy_from_slice(&packet);
+                let mut sealed = PacketBuf::new(&mut buffer, 128, packet.len()).expect("it fits");
+                self.terminal
+                    .seal(NOW, &mut sealed, &mut self.rng)
+                    .expect("it is sealed");
+                Frame {
+                    at: Duration::from_millis(u64::from(self.sent) * 5),
+                    bytes: [&self.ethernet, sealed.bytes()].concat(),
+                }
+            })
+            .collect()
+    }
+
+    /// Sends `count` packets; returns how many the peer opened.
+    fn send(&mut self, stack: &Stack, count: u32) -> usize {
+        let capture = stack.lab.capture(Node::Peer, "eth0").expect("tcpdump starts");
+        let frames = self.frames(count);
+        stack.lab.inject(Node::Ta, &frames).expect("tcpreplay runs");
+        std::thread::sleep(Duration::from_millis(400));
+        let frames = capture.stop().expect("the capture is readable");
+        let mut opened = 0;
+        for frame in frames {
+            let packet = frame.bytes.get(14..).unwrap_or_default();
+            let Ok(at) = locate::esp(packet) else { continue };
+            if at.spi != self.spi {
+                continue;
+            }
+            let iv = packet[at.esp_at + 8..at.esp_at + 16].try_into().expect("8 bytes");
+            self.seen.push((at.sequence, u64::from_be_bytes(iv)));
+            let mut buffer = [0; 2048];
+            buffer[..packet.len()].copy_from_slice(packet);
+            let mut packet = PacketBuf::new(&mut buffer, 0, packet.len()).expect("it fits");
+            if self.peer.open(NOW, &mut packet).is_ok() {
+                opened += 1;
+                let bytes = packet.bytes();
+                assert!(
+                    bytes.windows(7).any(|window| window == b"packet "),
+                    "what arrived is what was sent"
+                );
+            }
+        }
+        opened
+    }
+
+    fn distinct(&self) {
+        let ivs: HashSet<u64> = self.seen.iter().map(|(_, iv)| *iv).collect();
+        assert_eq!(ivs.len(), self.seen.len(), "an IV twice: {:?}", self.seen);
+    }
+}
+
+fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKeys)]) {
+    let (peer, terminal) = (sa.remote.to_string(), sa.local.to_string());
+    let (spi_in, spi_out) = (sa.spi_in.to_string(), sa.spi_out.to_string());
+    let mut args = vec![
+        "sa",
+        "add",
+        name,
+        "--subscriber",
+        "ta",
+        "--terminal",
+        &terminal,
+        "--peer",
+        &peer,
+    ];
+    args.extend([
+        "--spi-in",
+        &spi_in,
+        "--spi-out",
+        &spi_out,
+        "--suite",
+        sa.suite.name(),
+    ]);
+    let keys: Vec<String> = keys
+        .iter()
+        .map(|(name, keys)| format!("{name}={}", hex(keys)))
+        .collect();
+    args.extend(keys.iter().flat_map(|key| ["--key", key.as_str()]));
+    stack.cli(&args).expect("the SA is added");
+}
+
+fn segments(stack: &Stack, family: Family, spi: u32, fill: u8) -> Ends {
+    let suite = EspSuite::Aes256Gcm16;
+    let [peer_in, peer_out, segment_in, segment_out] = [0, 1, 2, 3].map(|n| keys(suite, fill + n));
+    let peer = child(family, suite, spi, peer_in.clone(), peer_out.clone());
+    let terminal = child(family, suite, spi, segment_in.clone(), segment_out.clone());
+    let given = [
+        ("peer_in", &peer_in),
+        ("peer_out", &peer_out),
+        ("segment_in", &segment_in),
+        ("segment_out", &segment_out),
+    ];
+    add(stack, &format!("segments-{family}"), &peer, &given);
+    Ends::new(stack, family, &terminal, &peer)
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn a_manual_sa_survives_kill_9_and_no_nonce_is_used_twice() {
+    let mut stack = stack_for_test_with("manual", PeerKind::Libipsec, PERMISSIONS).expect("lab and towpath");
+    let mut all = [
+        segments(&stack, Family::V4, 0xa000_0010, 0x10),
+        segments(&stack, Family::V6, 0xa000_0020, 0x60),
+    ];
+    for life in 0..3u32 {
+        for ends in &mut all {
+            let before = ends.seen.len();
+            assert_eq!(
+                ends.send(&stack, 20),
+                20,
+                "{} life {life}:\n{}",
+                ends.family,
+                stack.tail("towpath", 20)
+            );
+            let lowest = ends.seen[before..].iter().map(|(sequence, _)| *sequence).min();
+            // A block for each start: the counter jumped over what the one before may have used.
+            assert!(lowest > Some(life * 65536), "life {life}: {lowest:?}");
+            ends.distinct();
+        }
+        stack.kill_daemon();
+        stack.start_daemon().expect("the daemon starts again");
+    }
+    let shown = stack
+        .cli(&["sa", "list", "--manual"])
+        .expect("the SAs are listed")
+        .to_string();
+    assert!(
+        shown.contains("segments-") && !shown.contains(&hex(&keys(EspSuite::Aes256Gcm16, 0x11))),
+        "{shown}"
+    );
+    stack.stop();
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn shared_keys_are_used_only_under_proof_and_in_the_other_half_also_after_kill_9() {
+    let mut stack = stack_for_test_with("shared", PeerKind::Libipsec, PERMISSIONS).expect("lab and towpath");
+    let suite = EspSuite::Aes128Gcm16;
+    let (keys_in, keys_out) = (keys(suite, 0x30), keys(suite, 0x31));
+    let sa = child(Family::V4, suite, 0xa000_0030, keys_in.clone(), keys_out.clone());
+    add(&stack, "shared", &sa, &[("in", &keys_in), ("out", &keys_out)]);
+    let mut ends = Ends::new(&stack, Family::V4, &sa, &sa);
+
+    // The endpoint counts from 1 in the lower half: watched, and passed on bit for bit.
+    assert_eq!(ends.send(&stack, 8), 8);
+    assert!(
+        ends.seen.iter().all(|(sequence, iv)| *iv == u64::from(*sequence)),
+        "{:?}",
+        ends.seen
+    );
+    for life in 0..3 {
+        let before = ends.seen.len();
+        assert_eq!(
+            ends.send(&stack, 20),
+            20,
+            "life {life}:\n{}",
+            stack.tail("towpath", 20)
+        );
+        let ours = ends.seen[before..].iter().all(|(_, iv)| iv >> 63 == 1);
+        assert!(
+            ours,
+            "the gateway sends from the upper half: {:?}",
+            &ends.seen[before..]
+        );
+        ends.distinct();
+        stack.kill_daemon();
+        stack.start_daemon().expect("the daemon starts again");
+    }
+    stack.stop();
+}
+
+/// Runs tshark on `file`; `None` where it is not installed.
+fn tshark(file: &std::path::Path, options: &[String]) -> Option<String> {
+    let out = Command::new("tshark")
+        .arg("-r")
+        .arg(file)
+        .args(options)
+        .output()
+        .ok()?;
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Some(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn a_capture_shows_the_packets_inside_and_exported_keys_open_those_outside() {
+    let stack = stack_for_test_with("capture", PeerKind::Libipsec, PERMISSIONS).expect("lab and towpath");
+    let mut ends = segments(&stack, Family::V4, 0xa000_0040, 0x20);
+    let directory = std::env::temp_dir();
+    for (name, options) in [("plain", &["--decrypted"][..]), ("core", &[][..])] {
+        let file = directory.join(format!("towpath-capture-{}-{name}.pcapng", std::process::id()));
+        let path = file.display().to_string();
+        let mut args = vec![
+            "capture",
+            "--sa",
+            "a0000041",
+            "-w",
+            &path,
+            "-n",
+            "5",
+            "--seconds",
+            "15",
+        ];
+        args.extend(options);
+        let summary = std::thread::scope(|scope| {
+            let capturing = scope.spawn(|| stack.cli(&args));
+            std::thread::sleep(Duration::from_secs(1));
+            assert_eq!(ends.send(&stack, 5), 5);
+            capturing
+                .join()
+                .expect("it does not panic")
+                .expect("the capture ends")
+        });
+        assert_eq!(
+            (summary["packets"].as_u64(), summary["lost"].as_u64()),
+            (Some(5), Some(0))
+        );
+        let mut options = vec!["-V".to_owned()];
+        if name == "core" {
+            let keys = stack
+                .cli(&["sa", "export-wireshark", "--spi", "a0000041"])
+                .expect("keys are exported");
+            let outward = keys
+                .as_array()
+                .and_then(|keys| keys.iter().find(|key| key["spi"] == 0xa000_0041_u32))
+                .expect("the outward key");
+            let sa = format!(
+                "uat:esp_sa:\"IPv4\",\"*\",\"*\",\"0xa0000041\",\"AES-GCM with 16 octet ICV [RFC4106]\",\"0x{}\",\"NULL\",\"\",\
+                 \"32-bit\",\"\"",
+                outward["cipher"].as_str().expect("hex")
+            );
+            options.extend(["-o", "esp.enable_encryption_decode:TRUE", "-o", &sa].map(String::from));
+        }
+        if let Some(shown) = tshark(&file, &options) {
+            let inside = shown.matches("Src Port: 7777").count() + shown.matches("Source Port: 7777").count();
+            assert!(inside >= 5, "{name}: {inside}\n{shown}");
+            println!("{name}: tshark sees {inside} lines of the packets inside");
+        }
+        let _ = std::fs::remove_file(&file);
+    }
+    stack.stop();
+}
