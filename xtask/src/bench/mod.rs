@@ -4,9 +4,10 @@
 //! quartile. A figure that misses its goal is printed as it is.
 
 mod dataplane;
+mod esp;
 mod ike;
 mod netns;
-mod tcp;
+pub mod tcp;
 mod terminal;
 
 use std::collections::BTreeMap;
@@ -21,12 +22,13 @@ use serde::Serialize;
 /// Options of `cargo xtask bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to measure: dataplane, ike, tcp, terminal.
+    /// What to measure: dataplane, esp, ike, tcp, terminal.
     pub name: String,
     /// Finish within five minutes.
     #[arg(long)]
     pub quick: bool,
-    /// Measure only these parts, separated by commas (ike: psk, ecdsa, mlkem, many; tcp: goodput, megabyte, snoop, sharing).
+    /// Measure only these parts, separated by commas (ike: psk, ecdsa, mlkem, many; tcp: goodput, megabyte,
+    /// snoop, sharing, processor, latency, idle).
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     pub only: Vec<String>,
     /// Measure the programs as they are built, optimised or not.
@@ -179,9 +181,10 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
         "tcp" if cfg!(debug_assertions) && !args.as_built => return run_optimised(root, args),
         "tcp" => tcp::run(root, args)?,
         "ike" => ike::run(root, args)?,
+        "esp" => esp::run(root, args)?,
         "terminal" => terminal::run(root, args)?,
         other => {
-            let known = "there are dataplane, ike, tcp and terminal";
+            let known = "there are dataplane, esp, ike, tcp and terminal";
             return Err(crate::sh::Usage(format!("there is no benchmark {other:?}; {known}")).into());
         }
     };
