@@ -1,11 +1,12 @@
+use towpath_base::packet::PacketBuf;
 use towpath_base::policy::PolicySelector;
 use towpath_base::sa::{EspKeys, EspSuite, Lifetime, Mode};
-use towpath_base::{Instant, SecretKey};
+use towpath_base::{DropReason, Instant, SecretKey};
 use towpath_ipsec::soft::SoftEsp;
 use towpath_store::{Kek, RedbStore};
 
 use super::*;
-use crate::datapath::Datapath;
+use crate::datapath::{Arrival, Datapath, Disposition, Notice, Tap, TapPoint};
 
 fn store() -> RedbStore {
     RedbStore::in_memory(&Kek::new(SecretKey::new([7; 32]))).unwrap()
@@ -206,4 +207,166 @@ fn a_worker_takes_what_the_store_gives() {
         .map(|(_, _, counters)| counters.stages.is_some())
         .collect();
     assert_eq!(stages, [false, true, false]);
+}
+
+/// A packet of the terminal under the segment keys of [`segments`], in a frame with rooms.
+struct Terminal {
+    out: towpath_ipsec::OutboundSa<towpath_ipsec::soft::SoftTransform>,
+    rng: towpath_base::testutil::SeededRng,
+}
+
+impl Terminal {
+    fn of(sa: &ManualSa) -> Self {
+        let ManualKeys::Segments {
+            segment_in,
+            segment_out,
+            ..
+        } = &sa.keys
+        else {
+            panic!()
+        };
+        let child = sa.child(segment_in, segment_out);
+        Self {
+            out: towpath_ipsec::OutboundSa::new(&SoftEsp, NOW, &child).unwrap(),
+            rng: towpath_base::testutil::SeededRng::new(1),
+        }
+    }
+
+    /// Sends a UDP datagram to `port` through `path`.
+    fn send(&mut self, path: &mut Datapath<SoftEsp>, port: u16) -> Disposition {
+        let datagram = towpath_fabric::Datagram {
+            source: "10.0.0.1:7000".parse().unwrap(),
+            destination: std::net::SocketAddr::new("10.0.0.2".parse().unwrap(), port),
+            payload: vec![1; 40],
+        };
+        let packet = crate::datagram::build(&datagram).unwrap();
+        let mut buffer = [0; 1024];
+        buffer[256..256 + packet.len()].copy_from_slice(&packet);
+        let mut packet = PacketBuf::new(&mut buffer, 256, packet.len()).unwrap();
+        self.out.seal(NOW, &mut packet, &mut self.rng).unwrap();
+        let arrival = Arrival {
+            from_access: true,
+            egress: None,
+        };
+        path.process(NOW, arrival, &mut packet, &mut self.rng)
+    }
+}
+
+const NOW: Instant = Instant::from_secs(1);
+
+#[test]
+fn a_sender_without_reserved_numbers_drops_by_name_asks_and_goes_on_when_they_are_stored() {
+    let store = store();
+    let mut stored = open(&store);
+    let installation = stored
+        .add(sa("a", 0x1000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    let mut path = Datapath::new(SoftEsp, 8);
+    let short = StoredStart {
+        to_peer: SharedStart {
+            limit: 2,
+            ..SharedStart::default()
+        },
+        ..installation.start
+    };
+    path.install_stored(NOW, &installation.sa, &short).unwrap();
+    let mut terminal = Terminal::of(stored.find("a").unwrap());
+    let outcomes: Vec<_> = (0..3).map(|_| terminal.send(&mut path, 7001)).collect();
+    let dropped = Disposition::Drop(DropReason::SequenceNotReserved);
+    assert_eq!(outcomes, [Disposition::Forward, Disposition::Forward, dropped]);
+    // Asked once, however many packets came.
+    let notices: Vec<_> = path.drain_notices().collect();
+    let [
+        Notice::Reserve {
+            key,
+            to_peer: true,
+            wanted,
+        },
+    ] = notices[..]
+    else {
+        panic!("{notices:?}")
+    };
+    let granted = stored.reserve(&key, true, wanted).unwrap().unwrap();
+    path.grant(&key, true, &granted);
+    assert_eq!(terminal.send(&mut path, 7001), Disposition::Forward);
+    assert!(open(&store).installations().unwrap()[0].start.to_peer.stored >= granted.limit);
+}
+
+#[test]
+fn a_policy_discards_by_port_inside_an_sa_of_class_full() {
+    let store = store();
+    let mut stored = open(&store);
+    let installation = stored
+        .add(sa("a", 0x1000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    let mut path = Datapath::new(SoftEsp, 8);
+    path.install_stored(NOW, &installation.sa, &installation.start)
+        .unwrap();
+    let mut terminal = Terminal::of(stored.find("a").unwrap());
+    for (order, ports, action) in [
+        (1, "9000", PolicyAction::Bypass),
+        (2, "8000-9999", PolicyAction::Discard),
+    ] {
+        let selector = PolicySelector {
+            destination: Some("10.0.0.0/24".parse().unwrap()),
+            protocol: Some(17),
+            destination_ports: ports.parse().unwrap(),
+            ..PolicySelector::default()
+        };
+        let policy = Policy {
+            id: 0,
+            order,
+            name: String::new(),
+            selector,
+            action,
+        };
+        stored.add_policy(policy).unwrap();
+    }
+    path.set_policies(Box::new(stored.spd().clone()));
+    let discarded = Disposition::Drop(DropReason::PolicyDiscard);
+    for (port, expected) in [
+        (7001, Disposition::Forward),
+        (8000, discarded),
+        (9000, Disposition::Forward),
+    ] {
+        assert_eq!(terminal.send(&mut path, port), expected, "{port}");
+    }
+}
+
+#[test]
+fn a_capture_sees_both_sides_of_the_gateway_and_the_packet_inside() {
+    let store = store();
+    let mut stored = open(&store);
+    let installation = stored
+        .add(sa("a", 0x1000, segments(1)), SubscriberHandle(3))
+        .unwrap();
+    let mut path = Datapath::new(SoftEsp, 8);
+    path.install_stored(NOW, &installation.sa, &installation.start)
+        .unwrap();
+    let mut terminal = Terminal::of(stored.find("a").unwrap());
+    let key = key_of(stored.find("a").unwrap());
+    let mut lengths = Vec::new();
+    for point in [TapPoint::Access, TapPoint::Core, TapPoint::Plain] {
+        let (sender, packets) = std::sync::mpsc::sync_channel(1);
+        path.set_tap(Some(Tap {
+            key,
+            point,
+            sender,
+            lost: 0,
+        }));
+        // The second finds no room, and is counted, not waited for.
+        for _ in 0..2 {
+            assert_eq!(terminal.send(&mut path, 7001), Disposition::Forward);
+        }
+        let first = packets.recv().unwrap();
+        assert_eq!(terminal.send(&mut path, 7001), Disposition::Forward);
+        let third = packets.recv().unwrap();
+        assert_eq!((first.lost, third.lost, first.to_peer), (0, 1, true));
+        assert!(packets.try_recv().is_err(), "one copy of each packet");
+        lengths.push((first.packet.len(), first.packet[9]));
+    }
+    let [access, core, plain] = lengths[..] else {
+        panic!()
+    };
+    assert_eq!((access, core.1, plain), (core, 50, (20 + 8 + 40, 17)));
 }
