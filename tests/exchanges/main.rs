@@ -8,6 +8,7 @@ mod collisions;
 mod floods;
 mod hybrid;
 mod lifecycle;
+mod mobility;
 mod negotiation;
 mod pki;
 mod rekeys;

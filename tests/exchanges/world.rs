@@ -212,6 +212,19 @@ impl World {
                 let old = this.children.insert((child.local, child.spi_in), child.clone());
                 assert!(old.is_none(), "SPI used twice");
             }
+            Command::AddressesChanged {
+                old,
+                local,
+                remote,
+                children,
+                ..
+            } => {
+                for spi_in in children {
+                    let mut child = this.children.remove(&(old.0.ip(), *spi_in)).unwrap();
+                    (child.local, child.remote) = (local.ip(), remote.ip());
+                    this.children.insert((local.ip(), *spi_in), child);
+                }
+            }
             Command::ChildDeleted { local, spi_in, .. } => {
                 assert!(
                     this.children.remove(&(*local, *spi_in)).is_some(),

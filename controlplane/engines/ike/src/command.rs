@@ -9,7 +9,7 @@ use towpath_base::crypto::SkKeys;
 use towpath_base::crypto::Untrusted;
 use towpath_base::ids::{IkeSpi, Spi};
 use towpath_base::profile::IkeId;
-use towpath_base::sa::ChildSa;
+use towpath_base::sa::{ChildSa, UdpEncap};
 
 use crate::config::IkeSaId;
 use crate::proposal::IkeSuite;
@@ -154,6 +154,22 @@ pub enum Command {
         old: IkeSaId,
         /// The attempt.
         new: IkeSaId,
+    },
+    /// A peer, or we, went to another address or port (MOBIKE, or a NAT that forgot its mapping): the CHILD SAs' outer
+    /// addresses are others now, their keys stay.
+    AddressesChanged {
+        /// The IKE SA.
+        ike: IkeSaId,
+        /// The terminal's end and the peer's as they were.
+        old: (SocketAddr, SocketAddr),
+        /// The terminal's end.
+        local: SocketAddr,
+        /// The peer's end.
+        remote: SocketAddr,
+        /// UDP encapsulation of ESP from now on.
+        encap: Option<UdpEncap>,
+        /// The CHILD SAs concerned, by `spi_in`.
+        children: Vec<Spi>,
     },
     /// A pair of ESP SAs is to be installed.
     ChildEstablished {

@@ -112,6 +112,9 @@ pub struct Config {
     pub stray_answers_per_second: u32,
     /// Longest IKE_SA_INIT request; it is kept until the policy is known.
     pub init_len: usize,
+    /// Offer and accept MOBIKE (RFC 4555). An owner that does so follows
+    /// [`Command::AddressesChanged`](crate::Command::AddressesChanged) with its ESP.
+    pub mobike: bool,
     /// Let [`danger_keys`](crate::Endpoint::danger_keys) give out the keys of IKE SAs.
     pub danger_export_keys: bool,
     /// Age at which an IKE SA of ours is authenticated anew, its successor established before it is deleted; `None`
@@ -150,6 +153,7 @@ impl Default for Config {
             unsolved_per_second: 50,
             stray_answers_per_second: 10,
             init_len: 4096,
+            mobike: false,
             danger_export_keys: false,
             reauth_after: None,
         }

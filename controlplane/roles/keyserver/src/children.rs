@@ -130,6 +130,24 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 let arrow = if sent { "-->" } else { "<--" };
                 self.tell(PairKey { local, remote }, "ike", format!("{arrow} {line}"));
             }
+            // Ports of UDP encapsulation travel with new keys: replace the CHILD SAs at once.
+            Command::AddressesChanged {
+                ike,
+                local,
+                remote,
+                children,
+                ..
+            } => {
+                let key = PairKey {
+                    local: local.ip(),
+                    remote: remote.ip(),
+                };
+                self.tell(key, "ike_moved", format!("peer is at {remote} now"));
+                for spi_in in children {
+                    // One that is ending needs no new ports.
+                    let _ = self.endpoint.rekey_child(now, ike, spi_in);
+                }
+            }
             // The engine rekeys on its own.
             Command::ChildSoftExpired { .. } => {}
         }

@@ -26,6 +26,8 @@ pub(crate) enum Effect<P> {
     InitialContact,
     /// Rekeying made a new IKE SA.
     Spawn(Box<IkeSa<P>>),
+    /// Its ends have other addresses than these now.
+    Readdressed { local: IpAddr, remote: IpAddr },
     /// It is old enough to be authenticated anew.
     Reauthenticate,
     /// The CHILD SAs move to `heir`.

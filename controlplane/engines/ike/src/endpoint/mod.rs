@@ -26,6 +26,7 @@ use towpath_common::DropReason;
 use crate::command::{Command, FailReason, IkeSaInfo, IkeSaKeys, Role, Transmit};
 use crate::config::{BudgetId, Config, IkeSaId, Initiate, Policy, Timer};
 use crate::sa::{IkeSa, Path, Sa, State, delete_replaced, fire, pump, receive, release};
+use crate::tasks::mobike::{Mobike, announce};
 use crate::tasks::{Task, ike_init};
 use crate::wire::{ExchangeType, Header};
 use bucket::Bucket;
@@ -161,7 +162,8 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         };
         // In IKE_SA_INIT the responder's SPI is yet to be learnt.
         let spi_fits = peer_spi == sa.peer_spi() || sa.state == State::InitSent;
-        let path_fits = sa.local.ip() == destination.ip() && sa.remote.ip() == source.ip();
+        let at_home = sa.local.ip() == destination.ip() && sa.remote.ip() == source.ip();
+        let path_fits = at_home || sa.mobike.is_some() && sa.state == State::Established;
         if header.from_initiator != from_initiator || !spi_fits || !path_fits {
             return Err(DropReason::IkeUnknownSpi);
         }
@@ -339,6 +341,37 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// Replaces the IKE SA by a new one (CREATE_CHILD_SA).
     pub fn rekey_ike(&mut self, now: Instant, ike: IkeSaId) -> Result<(), UnknownSa> {
         self.established(ike)?.enqueue(Task::ike_rekey());
+        self.pump_and_after(now, ike);
+        Ok(())
+    }
+
+    /// Has an IKE SA of ours and its CHILD SAs go on between these ends (RFC 4555); ports as the wire will show them.
+    /// [`Command::AddressesChanged`] follows at once, and again if a NAT is found on the new path.
+    ///
+    /// # Errors
+    /// [`UnknownSa`]: not established, the peer does not know MOBIKE, or the peer is the one to decide.
+    pub fn readdress_ike(
+        &mut self,
+        now: Instant,
+        ike: IkeSaId,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<(), UnknownSa> {
+        let cookie2 = self.core.random();
+        let sa = self.established(ike)?;
+        if sa.mobike != Some(Role::Initiator) || local.is_ipv4() != remote.is_ipv4() {
+            return Err(UnknownSa);
+        }
+        let old = (sa.local, sa.remote);
+        (sa.local, sa.remote) = (local, remote);
+        sa.queue.push_front(Task::Mobike(Mobike::update(cookie2)));
+        if let Some(out) = sa.outstanding.as_mut() {
+            // What was on its way goes from the new address, at once.
+            out.due = now;
+        }
+        if let Some(sa) = self.sas.get(&ike) {
+            announce(sa, &mut self.core, old.0, old.1);
+        }
         self.pump_and_after(now, ike);
         Ok(())
     }
@@ -592,6 +625,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
                     }
                     self.reschedule(spawned);
                 }
+                Effect::Readdressed { local, remote } => self.readdress(id, (local, remote)),
                 Effect::Reauthenticate => {
                     // One that is ending has no need of it.
                     let _ = self.reauthenticate(now, id);
@@ -600,6 +634,24 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             }
         }
         self.reschedule(id);
+    }
+
+    /// Moves an SA in the tables that know it by its ends, which were `old`.
+    fn readdress(&mut self, id: IkeSaId, old: (IpAddr, IpAddr)) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        let new = (sa.local.ip(), sa.remote.ip());
+        let (role, spi_i) = (sa.role, sa.spi_i);
+        if let Some(ids) = self.pairs.get_mut(&old) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.pairs.remove(&old);
+            }
+        }
+        self.pairs.entry(new).or_default().push(id);
+        if role == Role::Responder {
+            self.by_initiator.remove(&(old.1, spi_i, old.0));
+            self.by_initiator.insert((new.1, spi_i, new.0), id);
+        }
     }
 
     /// The CHILD SAs of `from` and what is queued there go on in `heir`.

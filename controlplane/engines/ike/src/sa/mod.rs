@@ -217,6 +217,10 @@ pub(crate) struct IkeSa<P> {
     pub(crate) reauth_at: Option<Instant>,
     /// The IKE SA this one is to take over from, and the CHILD SA its first one replaces.
     pub(crate) succeeds: Option<(IkeSaId, Option<Spi>)>,
+    /// Both sides know MOBIKE; our role in the first IKE SA of the series.
+    pub(crate) mobike: Option<Role>,
+    /// How the last authentic message came.
+    pub(crate) path: Option<Path>,
     /// Whose share it counts against.
     pub(crate) budget: BudgetId,
     /// Made by a rekeying that has not won: the owner does not know of it.
@@ -277,6 +281,8 @@ impl<P> IkeSa<P> {
             moving: false,
             reauth_at: None,
             succeeds: None,
+            mobike: None,
+            path: None,
             budget: BudgetId::default(),
             silent: false,
             fragments: Fragments::default(),

@@ -16,6 +16,7 @@ use crate::endpoint::Core;
 use crate::fragment::Place;
 use crate::keys::IkeKeys;
 use crate::protect::{Inside, unprotect};
+use crate::tasks::mobike::announce;
 use crate::tasks::{self, ike_init, intermediate};
 use crate::wire::{ExchangeType, Header, NotifyType, ParseError, Payload, parse_payloads};
 
@@ -159,12 +160,19 @@ fn permitted<P>(sa: &IkeSa<P>, header: &Header) -> bool {
     }
 }
 
-/// An authentic message shows where the peer is now: NATs float ports (RFC 7296 §2.23).
-fn heard<P>(sa: &mut IkeSa<P>, now: Instant, path: Path) {
+/// An authentic message shows where the peer is now: NATs float ports (RFC 7296 §2.23). Another address is believed
+/// when the peer says so (RFC 4555 §3.5).
+fn heard<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, now: Instant, path: Path) {
     sa.last_heard = now;
-    if sa.nat.remote || sa.established_at.is_none() {
+    sa.path = Some(path);
+    let same = sa.remote.ip() == path.source.ip() && sa.local.ip() == path.destination.ip();
+    if same && (sa.nat.remote || sa.established_at.is_none()) {
+        let (local, remote) = (sa.local, sa.remote);
         sa.remote.set_port(path.source.port());
         sa.local.set_port(path.destination.port());
+        if sa.established_at.is_some() {
+            announce(sa, core, local, remote);
+        }
     }
 }
 
@@ -185,7 +193,11 @@ fn request<K: KeyGenerator, R: Rng>(
         }
         // A retransmitted request gets the same response again (RFC 7296 §2.1).
         let packet = packet.clone();
-        core.transmit(sa.local, sa.remote, packet);
+        let (local, remote) = match sa.mobike {
+            Some(_) => (path.destination, path.source),
+            None => (sa.local, sa.remote),
+        };
+        core.transmit(local, remote, packet);
         return Ok(());
     }
     if header.message_id != sa.expected || !permitted(sa, header) {
@@ -193,7 +205,7 @@ fn request<K: KeyGenerator, R: Rng>(
     }
     sa.expected = MessageId(sa.expected.0.saturating_add(1));
     sa.fragments.forget(false);
-    heard(sa, now, path);
+    heard(sa, core, now, path);
     if header.exchange == ExchangeType::IKE_INTERMEDIATE {
         intermediate::note(sa, core, header, chain.first, chain.text);
     }
@@ -234,7 +246,7 @@ fn response<K: KeyGenerator, R: Rng>(
     let Some(outstanding) = expected else {
         return Err(DropReason::IkeUnexpected);
     };
-    heard(sa, now, path);
+    heard(sa, core, now, path);
     sa.next_request = MessageId(sa.next_request.0.saturating_add(1));
     sa.fragments.forget(true);
     if header.exchange == ExchangeType::IKE_INTERMEDIATE {

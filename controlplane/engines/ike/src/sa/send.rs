@@ -159,7 +159,10 @@ pub(crate) fn answer<K: KeyGenerator, R: Rng>(
     };
     core.log(sa.id, sa.local.ip(), sa.remote.ip(), true, &header, payloads);
     if sa.withheld.is_none() {
-        core.transmit(sa.local, sa.remote, packet.clone());
+        // A request from another address is answered there; the SA stays where it is (RFC 4555 §3.5).
+        let path = sa.path.filter(|_| sa.mobike.is_some());
+        let (local, remote) = path.map_or((sa.local, sa.remote), |path| (path.destination, path.source));
+        core.transmit(local, remote, packet.clone());
     }
     sa.last_response = Some((id, packet));
 }

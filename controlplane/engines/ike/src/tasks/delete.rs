@@ -8,7 +8,7 @@ use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::Spi;
 
 use super::ike_rekey::move_to;
-use super::{Parts, Task};
+use super::{Parts, Task, mobike};
 use crate::command::FailReason;
 use crate::endpoint::{Core, Ending};
 use crate::sa::{Sa, State, answer};
@@ -81,6 +81,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
             spis: ours,
         }));
     }
+    mobike::respond(sa, core, parts, &mut payloads);
     answer(sa, core, header.exchange, header.message_id, &payloads);
     if over == Some(FailReason::DeletedByPeer)
         && let Some(rival) = sa.rival.take()

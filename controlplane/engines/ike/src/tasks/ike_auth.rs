@@ -19,6 +19,7 @@ use towpath_base::profile::IkeId;
 use super::child_create::{self, Keying};
 use super::ike_init::certificate_request;
 use super::ike_rekey::rekey_ike_at;
+use super::mobike;
 use super::parts::X509_SIGNATURE;
 use super::{Parts, Task, intermediate, refuse};
 use crate::auth::{self, SHARED_KEY};
@@ -189,6 +190,9 @@ pub(super) fn build<K: KeyGenerator, R: Rng>(
     if sa.first_contact {
         payloads.push(Payload::notify(NotifyType::INITIAL_CONTACT, &[][..]));
     }
+    if core.config.mobike {
+        payloads.extend(mobike::supported());
+    }
     payloads.extend(child_create::offer(sa, &policy, spi));
     sa.state = State::AuthSent;
     sa.hold_until = None;
@@ -256,6 +260,9 @@ pub(super) fn process<K: KeyGenerator, R: Rng>(
         return;
     };
     establish(sa, core, now, remote_id);
+    if core.config.mobike && parts.notify(NotifyType::MOBIKE_SUPPORTED).is_some() {
+        sa.mobike = Some(Role::Initiator);
+    }
     let init = sa.init.take();
     let nonces = init.as_ref().map(|init| (init.ni.as_slice(), init.nr.as_slice()));
     let (ni, nr) = nonces.unwrap_or_default();
@@ -350,6 +357,10 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     }
     let remote_id = remote_id.clone();
     establish(sa, core, now, remote_id);
+    if core.config.mobike && parts.notify(NotifyType::MOBIKE_SUPPORTED).is_some() {
+        sa.mobike = Some(Role::Responder);
+        payloads.extend(mobike::supported());
+    }
     if parts.notify(NotifyType::INITIAL_CONTACT).is_some() {
         core.effects.push(Effect::InitialContact);
     }

@@ -196,7 +196,7 @@ pub(crate) fn process<K: KeyGenerator, R: Rng>(
     init.message_r = message.to_vec();
     sa.spi_r = header.spi_r;
     sa.nat = natd::detect(sa, core, path, header.spi_r, &parts);
-    if sa.encap().is_some() {
+    if sa.encap().is_some() || core.config.mobike {
         // RFC 7296 §2.23: everything from IKE_AUTH on uses the port of UDP encapsulation.
         sa.local.set_port(core.config.nat_port);
         sa.remote.set_port(core.config.nat_port);

@@ -286,6 +286,7 @@ fn spawn<K: KeyGenerator, R: Rng>(
     new.rekey_at = rekey_ike_at(core, now);
     new.reauth_at = sa.reauth_at;
     new.budget = sa.budget;
+    new.mobike = sa.mobike;
     new.silent = true;
     Box::new(new)
 }

@@ -9,6 +9,7 @@
 //! | [`child_rekey`] | CREATE_CHILD_SA with REKEY_SA |
 //! | [`ike_rekey`] | CREATE_CHILD_SA for a new IKE SA |
 //! | [`delete`] | INFORMATIONAL with Delete payloads |
+//! | [`mobike`] | INFORMATIONAL with new addresses |
 //! | [`natd`] | the NAT detection part of IKE_SA_INIT |
 //!
 //! Liveness checks (RFC 7296 §2.4) are an empty INFORMATIONAL and need no file.
@@ -20,6 +21,7 @@ pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
 pub(crate) mod ike_rekey;
 pub(crate) mod intermediate;
+pub(crate) mod mobike;
 pub(crate) mod natd;
 mod parts;
 
@@ -65,6 +67,8 @@ pub(crate) enum Task<P> {
         /// What the owner is told.
         reason: FailReason,
     },
+    /// Addresses changed, or did they?
+    Mobike(mobike::Mobike),
     /// Is the peer there?
     Dpd,
 }
@@ -84,7 +88,9 @@ impl<P> Task<P> {
             Self::Intermediate => ExchangeType::IKE_INTERMEDIATE,
             Self::IkeAuth { .. } => ExchangeType::IKE_AUTH,
             Self::ChildRekey(_) | Self::IkeRekey(_) => ExchangeType::CREATE_CHILD_SA,
-            Self::DeleteChild { .. } | Self::DeleteIke { .. } | Self::Dpd => ExchangeType::INFORMATIONAL,
+            Self::DeleteChild { .. } | Self::DeleteIke { .. } | Self::Mobike(_) | Self::Dpd => {
+                ExchangeType::INFORMATIONAL
+            }
         }
     }
 
@@ -107,6 +113,7 @@ impl<P> Task<P> {
             Self::IkeRekey(rekey) => rekey.build(sa, core),
             Self::DeleteChild { spi_in, .. } => delete::build_child(sa, *spi_in),
             Self::DeleteIke { reason } => delete::build_ike(sa, core, now, *reason),
+            Self::Mobike(mobike) => mobike.build(sa, core),
             Self::Dpd => Some(Vec::new()),
         }
     }
@@ -129,6 +136,7 @@ impl<P> Task<P> {
             Self::IkeRekey(rekey) => rekey.process(sa, core, now, payloads),
             Self::DeleteChild { spi_in, reason } => sa.remove_child(core, spi_in, reason),
             Self::DeleteIke { reason } => sa.end(core, now, reason),
+            Self::Mobike(mobike) => mobike.process(sa, core, now, payloads),
             Self::IkeInit | Self::Dpd => {}
         }
     }

@@ -54,6 +54,8 @@ notifies! {
     TS_UNACCEPTABLE = 38, "TS_UNACCEPT";
     /// Selectors not acceptable in this packet.
     INVALID_SELECTORS = 39, "INVAL_SEL";
+    /// The addresses cannot be used (RFC 4555).
+    UNACCEPTABLE_ADDRESSES = 40, "UNACC_ADDR";
     /// Try again later (RFC 7296 §2.25).
     TEMPORARY_FAILURE = 43, "TEMP_FAIL";
     /// The CHILD SA to rekey does not exist.
