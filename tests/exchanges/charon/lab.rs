@@ -48,6 +48,11 @@ impl Drop for Lab {
 impl Lab {
     /// `tag` keeps labs apart that are up at the same time.
     pub(super) fn up(tag: &str) -> Self {
+        Self::up_with(tag, "")
+    }
+
+    /// With more lines of configuration.
+    pub(super) fn up_with(tag: &str, extra: &str) -> Self {
         let names = ["a", "b"].map(|end| format!("ike-{tag}-{end}"));
         let [a, b] = &names;
         let dir = std::env::temp_dir().join(format!("ike-charon-{tag}-{}", std::process::id()));
@@ -70,7 +75,9 @@ impl Lab {
         let base = dir.display();
         let configuration = format!(
             "charon-systemd {{
-  load = random nonce openssl kdf hmac sha2 gcm aes curve25519 kernel-libipsec kernel-netlink socket-default vici
+  load = random nonce openssl kdf hmac sha1 sha2 gcm ccm ctr aes chapoly curve25519 pem pkcs1 pkcs8 pubkey x509 \
+    constraints kernel-libipsec kernel-netlink socket-default vici
+  {extra}
   install_virtual_ip = no
   retransmit_timeout = 1.0
   plugins {{
@@ -85,7 +92,7 @@ impl Lab {
     flush_line = yes }} }}
   journal {{ default = -1 }}
 }}
-swanctl {{ load = random openssl }}
+swanctl {{ load = random openssl curve25519 pem pkcs1 pkcs8 pubkey x509 }}
 "
         );
         fs::write(dir.join("strongswan.conf"), configuration).unwrap();
@@ -107,6 +114,11 @@ swanctl {{ load = random openssl }}
         panic!("charon did not start: {}", lab.log());
     }
 
+    /// A file of this lab.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// Moves this thread to our end.
     pub(super) fn enter(&self) {
         let namespace = fs::File::open(format!("/run/netns/{}", self.names[0])).unwrap();
@@ -123,6 +135,7 @@ swanctl {{ load = random openssl }}
         process.args(arguments.split_whitespace()).args(["--uri", &uri]);
         process
             .env("STRONGSWAN_CONF", self.dir.join("strongswan.conf"))
+            .env("SWANCTL_DIR", self.dir.join("swanctl"))
             .stderr(Stdio::null());
         process
     }

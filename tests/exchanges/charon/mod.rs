@@ -6,6 +6,7 @@
 //!   192.0.2.1, 2001:db8::1 ── v0 ═══ v0 ── 192.0.2.2, 2001:db8::2
 //! ```
 
+mod certificates;
 mod lab;
 
 use std::process::Stdio;
