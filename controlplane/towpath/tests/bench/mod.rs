@@ -13,10 +13,11 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use towpath_base::sa::{Class, EspSuite, Mode};
 use towpath_base::{DropReason, SecretKey, Spi, SubscriberHandle};
+use towpath_gateway::stored::{Stored, StoredError};
 use towpath_store::{Kek, RedbStore};
 use towpath_telemetry::admin::{
-    AdminServer, Counter, Event, EventBus, PortStatus, Reply, Request, Responder, SaInfo, Stats, Status,
-    Traffic,
+    AdminError, AdminServer, Counter, ErrorKind, Event, EventBus, ManualRequest, ManualSaInfo, PolicyRequest,
+    PortStatus, Reply, Request, Responder, SaInfo, Stats, Status, Traffic,
 };
 
 /// What a command did.
@@ -161,6 +162,7 @@ async fn answer(
     mut stopped: oneshot::Receiver<()>,
 ) {
     let store = RedbStore::in_memory(&Kek::new(SecretKey::new([1; 32]))).unwrap();
+    let mut stored = Stored::open(Box::new(store.clone()), 1, |_, _| Some(SubscriberHandle(1))).unwrap();
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     loop {
         tokio::select! {
@@ -178,11 +180,54 @@ async fn answer(
                     Request::Stats => Ok(Reply::Stats(stats())),
                     Request::IkeList => Ok(Reply::IkeList(Vec::new())),
                     Request::Ike(_) => Ok(Reply::IkeStarted),
+                    Request::Manual(request) => manual(&mut stored, request),
+                    Request::Policy(request) => policy(&mut stored, request),
+                    Request::ExportKeys { .. } | Request::Capture(_) => {
+                        Err(AdminError::invalid("`permissions.show_keys` is false in the configuration, expected true"))
+                    }
+                    Request::FlowList(_) | Request::CaptureRead { .. } | Request::CaptureStop { .. } => Ok(Reply::Done),
                     Request::Events => unreachable!("the server answers it"),
                 });
             }
         }
     }
+}
+
+fn refused(error: StoredError) -> AdminError {
+    let kind = match error {
+        StoredError::NotFound(_) => ErrorKind::NotFound,
+        StoredError::Conflict(_) => ErrorKind::Conflict,
+        _ => ErrorKind::Invalid,
+    };
+    AdminError::new(kind, error.to_string())
+}
+
+fn manual(stored: &mut Stored, request: ManualRequest) -> Result<Reply, AdminError> {
+    match request {
+        ManualRequest::Add(sa) => {
+            let info = ManualSaInfo::of(&sa, false);
+            stored.add(*sa, SubscriberHandle(1)).map_err(refused)?;
+            Ok(Reply::ManualSas(vec![info]))
+        }
+        ManualRequest::Remove { name } => {
+            stored.remove(&name).map_err(refused)?;
+            Ok(Reply::ManualSas(Vec::new()))
+        }
+        ManualRequest::List { with_keys } => {
+            let infos = stored.sas().map(|(sa, _)| ManualSaInfo::of(sa, with_keys));
+            Ok(Reply::ManualSas(infos.collect()))
+        }
+    }
+}
+
+fn policy(stored: &mut Stored, request: PolicyRequest) -> Result<Reply, AdminError> {
+    let policies = match request {
+        PolicyRequest::Add(policy) => vec![stored.add_policy(*policy).map_err(refused)?],
+        PolicyRequest::Remove { id } => vec![stored.remove_policy(id).map_err(refused)?],
+        PolicyRequest::Show { id } => stored.spd().get(id).cloned().into_iter().collect(),
+        PolicyRequest::List => stored.spd().iter().cloned().collect(),
+    };
+    Ok(Reply::Policies(policies))
 }
 
 fn status() -> Status {
@@ -223,6 +268,9 @@ fn sa() -> SaInfo {
         },
         local_ts: vec!["10.77.1.2".parse().unwrap()],
         remote_ts: vec!["10.77.9.2".parse().unwrap()],
+        manual: None,
+        untouched: 0,
+        note: None,
     }
 }
 
