@@ -1,6 +1,6 @@
 //! TCP load between namespaces: a server that sends what it is asked for, and clients that time it.
 //!
-//! Protocol: the client sends a line `N`; the server answers with N bytes and closes.
+//! Protocol: the client sends a line `N`; the server answers with N bytes and waits for the next line.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -77,11 +77,19 @@ fn answer(stream: TcpStream, stop: &AtomicBool) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(Duration::from_secs(1)))?;
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
-    BufReader::new(stream.try_clone()?).read_line(&mut line)?;
-    let mut left: u64 = line.trim().parse()?;
-    let chunk = [0x5a_u8; CHUNK];
     let mut writer = stream;
+    while reader.read_line(&mut line)? > 0 {
+        send(&mut writer, line.trim().parse()?, stop)?;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn send(writer: &mut TcpStream, mut left: u64, stop: &AtomicBool) -> Result<()> {
+    let chunk = [0x5a_u8; CHUNK];
     while left > 0 && !stop.load(Ordering::Relaxed) {
         let part = chunk.get(..left.min(CHUNK as u64) as usize).unwrap_or(&chunk);
         match writer.write(part) {
@@ -91,6 +99,26 @@ fn answer(stream: TcpStream, stop: &AtomicBool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Accepts connections and does nothing with them, until killed. A program of its own, because one process may not
+/// have both ends of so many.
+pub fn hold(port: u16) -> Result<()> {
+    many_files()?;
+    let listener = TcpListener::bind(("::", port)).with_context(|| format!("listen on {port}"))?;
+    println!("ready");
+    let mut held = Vec::new();
+    for stream in listener.incoming() {
+        held.push(stream?);
+    }
+    Ok(())
+}
+
+/// Lets this process have as many connections as the machine permits.
+pub fn many_files() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")
 }
 
 /// What a client saw.

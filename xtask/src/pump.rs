@@ -35,6 +35,18 @@ const STALL: Duration = Duration::from_secs(2);
 /// Options of the hidden `pump` command.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
+    /// Accepts connections and does nothing with them.
+    Hold {
+        /// Port to listen on.
+        port: u16,
+    },
+    /// Relays connections by `splice`: the baseline of `bench tcp`.
+    Splice {
+        /// Port to listen on.
+        port: u16,
+        /// Where to connect onward.
+        server: SocketAddr,
+    },
     /// Answers transfers until killed.
     Serve {
         /// Port to listen on, on all addresses of both families.
@@ -94,6 +106,8 @@ pub enum Command {
 /// Runs one side.
 pub fn run(command: &Command) -> Result<()> {
     match command {
+        Command::Hold { port } => crate::load::hold(*port),
+        Command::Splice { port, server } => crate::bench::tcp::splice::run(*port, *server),
         Command::Serve { port } => serve(*port),
         Command::Put { addr, bytes } => timed(*addr, *bytes, Verb::Put),
         Command::Get { addr, bytes } => timed(*addr, *bytes, Verb::Get),

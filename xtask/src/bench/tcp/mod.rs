@@ -3,8 +3,11 @@
 //! What the figures mean, and the bound's efficiency, is written in `controlplane/docs/link-emulator.md`.
 
 mod bulk;
+mod cost;
 mod plot;
+pub mod splice;
 mod stage;
+mod street;
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,11 +22,14 @@ use crate::sh::Usage;
 type Part = (&'static str, fn(&Stage, &Plan) -> Result<Vec<Record>>);
 
 /// The parts, in the order in which they are measured.
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 7] = [
     ("goodput", bulk::goodput),
     ("megabyte", bulk::megabyte),
     ("snoop", bulk::snoop),
     ("sharing", bulk::sharing),
+    ("processor", cost::processor),
+    ("latency", cost::latency),
+    ("idle", cost::idle),
 ];
 
 /// Figures that cannot be measured yet, and why.
@@ -40,6 +46,8 @@ struct Plan {
     short_rounds: usize,
     /// Two connections side by side: left out at the start, and all.
     sharing: (Duration, Duration),
+    /// Each measurement without impairment.
+    cost: Duration,
     quick: bool,
 }
 
@@ -50,6 +58,7 @@ impl Plan {
             rounds: if quick { 1 } else { 7 },
             short_rounds: if quick { 5 } else { 15 },
             sharing: if quick { seconds(5, 20) } else { seconds(10, 60) },
+            cost: Duration::from_secs(if quick { 2 } else { 5 }),
             quick,
         }
     }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use towpath_linkem::emulator::Setup;
 use towpath_linkem::report::Report;
@@ -42,6 +42,9 @@ pub(super) enum Arm {
 }
 
 impl Arm {
+    /// Port of idle connections; split, as the gateway's default is.
+    pub(super) const HELD: u16 = 7110;
+
     const ALL: [Self; 5] = [Self::Split, Self::Cubic, Self::Bbr, Self::Snoop, Self::SplitCubic];
 
     pub(super) const fn port(self) -> u16 {
@@ -187,8 +190,27 @@ impl Stage {
         })
     }
 
-    fn server(&self, arm: Arm) -> (IpAddr, u16) {
+    pub(super) fn server(&self, arm: Arm) -> (IpAddr, u16) {
         (Node::Peer.addr(Family::V4), arm.port())
+    }
+
+    pub(super) fn terminal(&self) -> &str {
+        &self.ta
+    }
+
+    pub(super) fn namespace(&self, node: Node) -> Result<String> {
+        Ok(self.stack()?.lab.net().namespace(node))
+    }
+
+    /// Process id of the gateway's daemon.
+    pub(super) fn daemon(&self) -> Result<u32> {
+        let lab = &self.stack()?.lab;
+        let daemon = lab.processes().iter().find(|process| process.name == "towpath");
+        Ok(daemon.context("the daemon runs")?.pid)
+    }
+
+    fn stack(&self) -> Result<&Stack> {
+        self.stack.as_ref().context("the lab is up as long as the stage")
     }
 
     /// Starts a link.

@@ -1,0 +1,374 @@
+//! What relaying costs without any impairment: processor time, connections, latency, idle flows. Beside it a relay
+//! that leaves everything to the kernel, in the clear; ours carries ESP on both sides.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use super::super::{Better, Record, quantile};
+use super::Plan;
+use super::stage::{Arm, Stage};
+use super::street::{DEVICES, Helper, PORT, Street, cpu_seconds, own_receiver};
+use crate::lab::Node;
+use crate::linkem::Links;
+use crate::load::{self, Server};
+
+/// The gateway's interfaces that carry the measured traffic.
+const GATEWAY: [&str; 2] = ["acc0", "core0"];
+/// Idle connections.
+const IDLE: usize = 10_000;
+/// Busy connections.
+const BUSY: usize = 100;
+
+/// Where a client connects: its namespace, and the address.
+#[derive(Clone)]
+struct Target {
+    namespace: String,
+    address: (IpAddr, u16),
+}
+
+/// Whose processor time counts.
+struct Gateway<'a> {
+    process: u32,
+    devices: &'a [&'a str],
+}
+
+impl Gateway<'_> {
+    /// Processor seconds spent during `work`.
+    fn during<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(R, f64)> {
+        let before = cpu_seconds(self.process, self.devices);
+        let result = work()?;
+        Ok((result, cpu_seconds(self.process, self.devices) - before))
+    }
+}
+
+fn ours(stage: &Stage, arm: Arm) -> Target {
+    Target {
+        namespace: stage.terminal().to_owned(),
+        address: stage.server(arm),
+    }
+}
+
+fn kernels(street: &Street, relayed: bool) -> Target {
+    let address = if relayed {
+        ([10, 81, 1, 1], PORT)
+    } else {
+        ([10, 81, 2, 2], 7300)
+    };
+    Target {
+        namespace: street.named("l"),
+        address: (IpAddr::from(address.0), address.1),
+    }
+}
+
+fn conditions(record: Record) -> Record {
+    record
+        .condition("offloads", "TSO, GSO, GRO off unless the arm says otherwise")
+        .condition(
+            "cc",
+            "kernel CUBIC at the server; ours: radio towards the terminal",
+        )
+        .condition(
+            "ours carries",
+            "ESP in UDP, AES-256-GCM, both sides; the baseline the clear",
+        )
+        .condition(
+            "processor time",
+            "the gateway's process and the receiving threads of its interfaces",
+        )
+}
+
+/// `cpu_vs_splice` and `accept_vs_splice`.
+pub(super) fn processor(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
+    let gw = stage.namespace(Node::Gw)?;
+    GATEWAY.iter().try_for_each(|device| own_receiver(&gw, device))?;
+    let link = stage.link(&Links::default())?;
+    let streets = [Street::new(false)?, Street::new(true)?];
+    let servers = streets
+        .each_ref()
+        .map(|s| Server::start(&s.named("r"), 7300, "cubic"));
+    let daemon = stage.daemon()?;
+    let mut gigabyte: [Vec<f64>; 3] = Default::default();
+    let mut rate: [Vec<f64>; 3] = Default::default();
+    let mut opened: [Vec<f64>; 2] = Default::default();
+    for _ in 0..plan.rounds.max(3) {
+        for index in 0..3 {
+            let (gateway, target) = arm(stage, &streets, daemon, index);
+            let ((bytes, seconds), cpu) = gateway.during(|| bulk(&target, plan.cost))?;
+            gigabyte[index].push(cpu / (bytes / 1e9));
+            rate[index].push(bytes * 8.0 / seconds);
+            println!(
+                "bench: arm {index}: {:.0} Mb/s, {cpu:.2} processor seconds",
+                bytes * 8e-6 / seconds
+            );
+        }
+        for (index, opened) in opened.iter_mut().enumerate() {
+            let (gateway, target) = arm(stage, &streets, daemon, index);
+            let (count, cpu) = gateway.during(|| connections(&target, plan.cost))?;
+            opened.push(count / cpu.max(0.01));
+            println!("bench: arm {index}: {count} connections, {cpu:.2} processor seconds");
+        }
+    }
+    drop(servers);
+    drop(link.stop()?);
+    let cost = |index: usize| {
+        let (cpu, rate) = (quantile(&gigabyte[index], 0.5), quantile(&rate[index], 0.5));
+        format!("{cpu:.2} processor seconds per GB at {:.0} Mb/s", rate / 1e6)
+    };
+    let versus = |name: &str, other: usize, text: &str| {
+        let ratios: Vec<f64> = gigabyte[0]
+            .iter()
+            .zip(&gigabyte[other])
+            .map(|(a, b)| a / b)
+            .collect();
+        let record = Record::new(
+            format!("tcp.cpu_vs_splice.{name}"),
+            "ratio",
+            Better::Lower,
+            &ratios,
+        );
+        conditions(record.arm("ours", cost(0)).arm(text, cost(other)))
+    };
+    let accept: Vec<f64> = opened[0].iter().zip(&opened[1]).map(|(a, b)| a / b).collect();
+    let per = |index: usize| format!("{:.0} per processor second", quantile(&opened[index], 0.5));
+    Ok(vec![
+        versus("wire", 1, "splice relay, offloads off").goal(1.0),
+        versus("best", 2, "splice relay, TSO, GSO and GRO on"),
+        conditions(
+            Record::new("tcp.accept_vs_splice", "ratio", Better::Higher, &accept)
+                .goal(3.0)
+                .arm("ours", per(0))
+                .arm("splice relay, offloads off", per(1))
+                .condition(
+                    "measured",
+                    "connections per second of the gateway's processor time",
+                ),
+        ),
+    ])
+}
+
+fn arm<'a>(stage: &Stage, streets: &[Street; 2], daemon: u32, index: usize) -> (Gateway<'a>, Target) {
+    match index.checked_sub(1).and_then(|index| streets.get(index)) {
+        None => {
+            let gateway = Gateway {
+                process: daemon,
+                devices: &GATEWAY,
+            };
+            (gateway, ours(stage, Arm::Split))
+        }
+        Some(street) => {
+            let gateway = Gateway {
+                process: street.relay(),
+                devices: &DEVICES,
+            };
+            (gateway, kernels(street, true))
+        }
+    }
+}
+
+/// Bytes fetched, and in how many seconds.
+fn bulk(target: &Target, time: Duration) -> Result<(f64, f64)> {
+    let seen = load::download(&target.namespace, target.address, u64::MAX, time)?;
+    Ok((seen.bytes() as f64, seen.took.as_secs_f64()))
+}
+
+/// Connections opened, used for one byte and closed, sixteen at a time.
+fn connections(target: &Target, time: Duration) -> Result<f64> {
+    let count = Arc::new(AtomicU64::new(0));
+    let workers: Vec<_> = (0..16)
+        .map(|_| {
+            let (target, count) = (target.clone(), Arc::clone(&count));
+            thread::spawn(move || {
+                load::inside(&target.namespace, move || {
+                    let start = Instant::now();
+                    while start.elapsed() < time {
+                        let mut stream = TcpStream::connect(SocketAddr::from(target.address))?;
+                        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                        stream.write_all(b"1\n")?;
+                        let mut byte = [0];
+                        stream.read_exact(&mut byte)?;
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+        })
+        .collect();
+    for worker in workers {
+        worker.join().map_err(|_| anyhow!("a client panicked"))??;
+    }
+    Ok(count.load(Ordering::Relaxed) as f64)
+}
+
+/// `latency_vs_kernel`: what a relay adds to a one-byte request and answer.
+pub(super) fn latency(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
+    let link = stage.link(&Links::default())?;
+    let street = Street::new(false)?;
+    let server = Server::start(&street.named("r"), 7300, "cubic")?;
+    let targets = [
+        ours(stage, Arm::Split),
+        ours(stage, Arm::Cubic),
+        kernels(&street, true),
+        kernels(&street, false),
+    ];
+    let mut added: [[Vec<f64>; 2]; 2] = Default::default();
+    for _ in 0..plan.rounds.max(3) {
+        let mut seen = Vec::new();
+        for target in &targets {
+            seen.push(round_trips(target, plan.cost)?);
+        }
+        for (quantile_index, at) in [0.5, 0.99].into_iter().enumerate() {
+            let of = |index: usize| seen.get(index).map_or(f64::NAN, |times| quantile(times, at));
+            added[0][quantile_index].push(of(0) - of(1));
+            added[1][quantile_index].push(of(2) - of(3));
+        }
+    }
+    drop(server);
+    drop(link.stop()?);
+    let record = |index: usize, name: &str| {
+        let [ours, kernel] = [&added[0][index], &added[1][index]];
+        let ratios: Vec<f64> = ours.iter().zip(kernel).map(|(a, b)| a / b.max(1e-6)).collect();
+        let micros = |values: &[f64]| format!("{:.0} µs", quantile(values, 0.5) * 1e6);
+        conditions(
+            Record::new(
+                format!("tcp.latency_vs_kernel.{name}"),
+                "ratio",
+                Better::Lower,
+                &ratios,
+            )
+            .arm("ours", format!("splitting adds {} to passing", micros(ours)))
+            .arm(
+                "splice relay",
+                format!("relaying adds {} to forwarding", micros(kernel)),
+            ),
+        )
+    };
+    Ok(vec![record(0, "p50"), record(1, "p99")])
+}
+
+/// Times of one-byte requests on one connection, seconds.
+fn round_trips(target: &Target, time: Duration) -> Result<Vec<f64>> {
+    let address = target.address;
+    load::inside(&target.namespace, move || {
+        let mut stream = TcpStream::connect(SocketAddr::from(address))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let (start, mut times) = (Instant::now(), Vec::new());
+        while start.elapsed() < time {
+            let sent = Instant::now();
+            stream.write_all(b"1\n")?;
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            times.push(sent.elapsed().as_secs_f64());
+        }
+        Ok(times)
+    })
+}
+
+/// `10k_idle` and `bytes_per_idle_flow`.
+pub(super) fn idle(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
+    let link = stage.link(&Links::default())?;
+    let daemon = stage.daemon()?;
+    let holder = Helper::start(&stage.namespace(Node::Peer)?, &["hold", &Arm::HELD.to_string()])?;
+    let alone = busy(stage, plan.cost)?;
+    let before = memory(daemon)?;
+    let held = hold(&ours(stage, Arm::Split).namespace, stage.server(Arm::Split).0)?;
+    println!("bench: {} idle connections are open", held.len());
+    // Idle connections are parked after ten seconds without a packet.
+    thread::sleep(Duration::from_secs(16));
+    let after = memory(daemon)?;
+    let mut ratios = vec![busy(stage, plan.cost)? / alone];
+    if !plan.quick {
+        for _ in 1..plan.rounds {
+            ratios.push(busy(stage, plan.cost)? / alone);
+        }
+    }
+    let count = held.len();
+    drop(held);
+    drop(holder);
+    drop(link.stop()?);
+    let each = (after.saturating_sub(before)) as f64 / count.max(1) as f64;
+    Ok(vec![
+        conditions(
+            Record::new("tcp.10k_idle", "ratio", Better::Higher, &ratios)
+                .goal(0.9)
+                .arm(
+                    "busy alone",
+                    format!("{BUSY} connections: {:.1} Mb/s", alone / 1e6),
+                )
+                .arm("beside", format!("{count} idle connections")),
+        ),
+        conditions(
+            Record::new("tcp.bytes_per_idle_flow", "bytes", Better::Lower, &[each])
+                .goal(1024.0)
+                .arm(
+                    "ours",
+                    "growth of the daemon's resident memory ÷ idle connections, two TCP endpoints each",
+                ),
+        ),
+    ])
+}
+
+/// Goodput of all busy connections together, bits per second.
+fn busy(stage: &Stage, time: Duration) -> Result<f64> {
+    let total = thread::scope(|scope| {
+        let threads: Vec<_> = (0..BUSY)
+            .map(|_| {
+                scope.spawn(|| {
+                    stage
+                        .fetch(Arm::Split, u64::MAX, time)
+                        .map(|seen| seen.rate_from(Duration::ZERO))
+                })
+            })
+            .collect();
+        let rates = threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a transfer panicked"))));
+        rates.sum::<Result<f64>>()
+    })?;
+    // The connections must be gone before memory is looked at.
+    thread::sleep(Duration::from_secs(1));
+    Ok(total)
+}
+
+/// Opens the idle connections, eight at a time.
+fn hold(namespace: &str, server: IpAddr) -> Result<Vec<TcpStream>> {
+    load::many_files()?;
+    let failed = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> = (0..8)
+        .map(|_| {
+            let (namespace, failed) = (namespace.to_owned(), Arc::clone(&failed));
+            thread::spawn(move || {
+                load::inside(&namespace, move || {
+                    let mut held = Vec::new();
+                    while held.len() < IDLE / 8 && !failed.load(Ordering::Relaxed) {
+                        let address = SocketAddr::from((server, Arm::HELD));
+                        match TcpStream::connect_timeout(&address, Duration::from_secs(10)) {
+                            Ok(stream) => held.push(stream),
+                            Err(_) => failed.store(true, Ordering::Relaxed),
+                        }
+                    }
+                    Ok(held)
+                })
+            })
+        })
+        .collect();
+    let mut all = Vec::new();
+    for worker in workers {
+        all.extend(worker.join().map_err(|_| anyhow!("a client panicked"))??);
+    }
+    Ok(all)
+}
+
+/// Resident memory of a process, bytes.
+fn memory(process: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kibibytes.ok_or_else(|| anyhow!("the daemon has no resident memory"))? * 1024)
+}
