@@ -23,7 +23,9 @@ use xtask::lab::{Family, Frame, Node, PeerKind};
 use xtask::proof::stack::Stack;
 use xtask::proof::stack_for_test_with;
 
-use crate::ping;
+use xtask::sh::Cmd;
+
+use crate::{LIMIT, ping};
 
 const NOW: Instant = Instant::from_secs(1);
 const PERMISSIONS: &str = "[permissions]\ncapture = true\nshow_keys = true\n";
@@ -144,21 +146,26 @@ impl Ends {
         }
     }
 
+    /// One plain packet, sealed and framed.
+    fn seal(&mut self, packet: &[u8]) -> Frame {
+        self.sent += 1;
+        let mut buffer = [0; 512];
+        buffer[128..128 + packet.len()].copy_from_slice(packet);
+        let mut sealed = PacketBuf::new(&mut buffer, 128, packet.len()).expect("it fits");
+        self.terminal
+            .seal(NOW, &mut sealed, &mut self.rng)
+            .expect("it is sealed");
+        Frame {
+            at: Duration::from_millis(u64::from(self.sent) * 5),
+            bytes: [&self.ethernet, sealed.bytes()].concat(),
+        }
+    }
+
     fn frames(&mut self, count: u32) -> Vec<Frame> {
         (0..count)
             .map(|_| {
-                self.sent += 1;
-                let packet = plain(self.family, format!("packet {:08}", self.sent).as_bytes());
-                let mut buffer = [0; 512];
-                buffer[128..128 + packet.len()].copy_from_slice(&packet);
-                let mut sealed = PacketBuf::new(&mut buffer, 128, packet.len()).expect("it fits");
-                self.terminal
-                    .seal(NOW, &mut sealed, &mut self.rng)
-                    .expect("it is sealed");
-                Frame {
-                    at: Duration::from_millis(u64::from(self.sent) * 5),
-                    bytes: [&self.ethernet, sealed.bytes()].concat(),
-                }
+                let body = format!("packet {:08}", self.sent + 1);
+                self.seal(&plain(self.family, body.as_bytes()))
             })
             .collect()
     }
@@ -388,6 +395,162 @@ fn a_capture_shows_the_packets_inside_and_exported_keys_open_those_outside() {
             println!("{name}: tshark sees {inside} lines of the packets inside");
         }
         let _ = std::fs::remove_file(&file);
+    }
+    stack.stop();
+}
+
+/// An echo request from terminal A to the peer, with correct checksums.
+fn echo(family: Family, number: u16) -> Vec<u8> {
+    let kind = if family == Family::V4 { 8 } else { 128 };
+    let mut icmp = vec![kind, 0, 0, 0, 0x77, 0x77];
+    icmp.extend_from_slice(&number.to_be_bytes());
+    icmp.extend_from_slice(b"manual keys, a real kernel");
+    let ends = [Node::Ta.addr(family), Node::Peer.addr(family)];
+    let mut packet = plain(family, &icmp);
+    // The same header around ICMP instead of UDP.
+    let header = if family == Family::V4 { 20 } else { 40 };
+    packet.truncate(header);
+    let mut summed = Vec::new();
+    match ends {
+        [IpAddr::V6(source), IpAddr::V6(destination)] => {
+            packet[4..6].copy_from_slice(&(icmp.len() as u16).to_be_bytes());
+            packet[6] = 58;
+            summed.extend_from_slice(&source.octets());
+            summed.extend_from_slice(&destination.octets());
+            summed.extend_from_slice(&(icmp.len() as u32).to_be_bytes());
+            summed.extend_from_slice(&[0, 0, 0, 58]);
+        }
+        _ => {
+            packet[2..4].copy_from_slice(&((header + icmp.len()) as u16).to_be_bytes());
+            packet[9] = 1;
+            packet[10..12].fill(0);
+            let sum = towpath_common::wire::checksum(&packet).to_be_bytes();
+            packet[10..12].copy_from_slice(&sum);
+        }
+    }
+    summed.extend_from_slice(&icmp);
+    let sum = towpath_common::wire::checksum(&summed).to_be_bytes();
+    icmp[2..4].copy_from_slice(&sum);
+    packet.extend_from_slice(&icmp);
+    packet
+}
+
+/// Manual keys as the peer's kernel takes them. Its shell reads the line, hence the quotes.
+fn teach_kernel(stack: &Stack, sa: &ChildSa) {
+    let hex = |key: &towpath_base::Key| {
+        let digits: String = key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("0x{digits}")
+    };
+    let ends = [
+        ("in", sa.local, sa.remote, sa.spi_out, &sa.keys_out),
+        ("out", sa.remote, sa.local, sa.spi_in, &sa.keys_in),
+    ];
+    for (direction, source, destination, spi, keys) in ends {
+        let (source, destination, spi) = (source.to_string(), destination.to_string(), format!("0x{spi}"));
+        let (cipher, integrity) = (hex(&keys.cipher), hex(&keys.integrity));
+        let mut state = vec![
+            "xfrm",
+            "state",
+            "add",
+            "src",
+            &source,
+            "dst",
+            &destination,
+            "proto",
+            "esp",
+            "spi",
+        ];
+        state.extend([spi.as_str(), "reqid", "77", "mode", "transport"]);
+        if sa.suite.is_aead() {
+            state.extend(["aead", "'rfc4106(gcm(aes))'", &cipher, "128"]);
+        } else {
+            state.extend([
+                "auth-trunc",
+                "'hmac(sha256)'",
+                &integrity,
+                "128",
+                "enc",
+                "'cbc(aes)'",
+                &cipher,
+            ]);
+        }
+        let mut policy = vec![
+            "xfrm",
+            "policy",
+            "update",
+            "src",
+            &source,
+            "dst",
+            &destination,
+            "dir",
+            direction,
+        ];
+        policy.extend([
+            "priority",
+            "1",
+            "tmpl",
+            "src",
+            &source,
+            "dst",
+            &destination,
+            "proto",
+            "esp",
+        ]);
+        policy.extend(["reqid", "77", "mode", "transport"]);
+        for args in [state, policy] {
+            let out = stack
+                .lab
+                .exec(Node::Peer, &Cmd::new("ip").args(&args), LIMIT)
+                .expect("ip runs");
+            assert!(out.ok(), "{args:?}: {}", out.all());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: network namespaces, XDP and a guest kernel"]
+fn a_real_kernel_answers_pings_under_manual_keys_with_the_gateway_in_between() {
+    let stack = stack_for_test_with("manualk", PeerKind::Kernel, PERMISSIONS).expect("lab and towpath");
+    let cases = [
+        (Family::V4, EspSuite::Aes256Gcm16, 0xa000_0050),
+        (Family::V6, EspSuite::Aes128CbcSha256, 0xa000_0060),
+    ];
+    for (family, suite, spi) in cases {
+        let fill = spi as u8;
+        let [peer_in, peer_out, segment_in, segment_out] = [0, 1, 2, 3].map(|n| keys(suite, fill + n));
+        let peer = child(family, suite, spi, peer_in.clone(), peer_out.clone());
+        let terminal = child(family, suite, spi, segment_in.clone(), segment_out.clone());
+        let given = [
+            ("peer_in", &peer_in),
+            ("peer_out", &peer_out),
+            ("segment_in", &segment_in),
+            ("segment_out", &segment_out),
+        ];
+        add(&stack, &format!("kernel-{family}"), &peer, &given);
+        let mut ends = Ends::new(&stack, family, &terminal, &peer);
+        teach_kernel(&stack, &peer);
+        let requests: Vec<Frame> = (1..=10).map(|number| ends.seal(&echo(family, number))).collect();
+        let capture = stack.lab.capture(Node::Ta, "eth0").expect("tcpdump starts");
+        stack.lab.inject(Node::Ta, &requests).expect("tcpreplay runs");
+        std::thread::sleep(Duration::from_secs(1));
+        let mut back: InboundSa<SoftTransform> = InboundSa::new(&SoftEsp, NOW, &terminal).expect("keys fit");
+        let frames = capture.stop().expect("the capture is readable");
+        let answers = frames.iter().filter(|frame| {
+            let packet = frame.bytes.get(14..).unwrap_or_default();
+            let mut buffer = [0; 2048];
+            buffer[..packet.len()].copy_from_slice(packet);
+            let ours = locate::esp(packet).is_ok_and(|at| at.spi == terminal.spi_in);
+            let mut packet = PacketBuf::new(&mut buffer, 0, packet.len()).expect("it fits");
+            ours && back.open(NOW, &mut packet).is_ok()
+                && packet.bytes().ends_with(b"manual keys, a real kernel")
+        });
+        assert_eq!(
+            answers.count(),
+            10,
+            "{family} {suite}:\n{}",
+            stack.tail("towpath", 20)
+        );
+        println!("{family} {suite}: 10 of 10 answered");
     }
     stack.stop();
 }
