@@ -29,6 +29,8 @@ struct Message {
     response: bool,
     message_id: u8,
     payloads: Vec<Payload>,
+    /// Sealed as a fragment: number and total (RFC 7383).
+    fragment: Option<(u8, u8)>,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -67,12 +69,18 @@ fn seal(keys: &SkKeys, spis: [u64; 2], from_initiator: bool, message: &Message, 
     bytes.extend(spis[0].to_be_bytes());
     bytes.extend(spis[1].to_be_bytes());
     let flags = if from_initiator { 0x08 } else { 0 } | if message.response { 0x20 } else { 0 };
-    bytes.extend([46, 0x20, exchange(message.exchange), flags]);
+    let kind = if message.fragment.is_some() { 53 } else { 46 };
+    bytes.extend([kind, 0x20, exchange(message.exchange), flags]);
     bytes.extend(u32::from(message.message_id).to_be_bytes());
-    let len = 28 + 4 + 8 + text.len() + 16;
+    let place: Vec<u8> = message
+        .fragment
+        .map(|(number, total)| [0, number, 0, total].to_vec())
+        .unwrap_or_default();
+    let len = 28 + 4 + place.len() + 8 + text.len() + 16;
     bytes.extend((len as u32).to_be_bytes());
     bytes.extend([first, 0]);
     bytes.extend(((len - 28) as u16).to_be_bytes());
+    bytes.extend(&place);
     let (iv, mut icv) = (iv.to_be_bytes(), [0; 16]);
     let parts = SkParts {
         header: &bytes,
