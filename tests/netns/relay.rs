@@ -217,3 +217,52 @@ fn two_terminals_are_relayed_with_radio_on_both_sides() {
     }
     stack.stop();
 }
+
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn snoop_forwards_end_to_end() {
+    let rule = "[relay]\ndefault = \"snoop\"\n";
+    let stack = started("relay-snoop", PeerKind::Libipsec, rule);
+    for family in Family::ALL {
+        pump(&stack, Node::Ta, Node::Peer, family, "put", &[MIB10]);
+        pump(&stack, Node::Ta, Node::Peer, family, "get", &[MIB10]);
+        pump(&stack, Node::Peer, Node::Ta, family, "put", &[MIB10]);
+        pump(&stack, Node::Ta, Node::Peer, family, "half", &["300000"]);
+        pump(&stack, Node::Ta, Node::Peer, family, "reset", &["100000"]);
+    }
+    let counter = |name| stack.counter(name).expect("the daemon counts");
+    assert_eq!(counter("split_opened"), 0, "nothing is split");
+    assert!(counter("snoop_remembered") > 20_000);
+    stack.stop();
+}
+
+/// The connections of a killed daemon do not hang: once there is an SA again both ends are reset, and new ones work.
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn connections_of_a_killed_daemon_end_cleanly() {
+    let mut stack = started("relay-killed", PeerKind::Libipsec, "");
+    let program = programs().expect("a test has a folder").join("xtask");
+    let peer = Node::Peer.addr(Family::V4).to_string();
+    // Some seconds of reading slowly: the connection is busy when the daemon dies.
+    let slow = Cmd::new(&program).args(["pump", "stall", &peer, "400000000"]);
+    let process = stack
+        .lab
+        .spawn(Node::Ta, "slow", &slow)
+        .expect("a transfer starts");
+    std::thread::sleep(Duration::from_secs(3));
+    stack.kill_daemon();
+    stack.start_daemon().expect("the daemon starts again");
+    stack.lab.peer().forget().expect("swanctl runs");
+    let again = (0..60).any(|_| ping(&stack.lab, Node::Ta, &peer, 1));
+    assert!(again, "no SA after the restart:\n{}", stack.tail("towpath", 30));
+    pump(&stack, Node::Ta, Node::Peer, Family::V4, "put", &[MIB10]);
+    let ended = xtask::lab::state::wait_for(Duration::from_secs(30), || !process.alive());
+    let said = stack.tail("slow", 5);
+    println!("the connection of the killed daemon: {said}");
+    assert!(
+        ended,
+        "it hangs: {said}\n{}",
+        stack.cli(&["stats"]).expect("stats")
+    );
+    stack.stop();
+}

@@ -303,6 +303,9 @@ pub(crate) struct Stats {
     /// Seconds between two looks
     #[arg(long, default_value_t = 1, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) interval: u64,
+    /// In the text format of Prometheus, with flows summed up by subscriber
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) prometheus: bool,
     /// Show counters that are zero as well
     #[arg(long)]
     pub(crate) all: bool,

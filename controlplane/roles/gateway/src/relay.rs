@@ -12,6 +12,7 @@
 //! Between two terminals of this gateway both pairs see a connection. The pair whose terminal has the smaller
 //! address relays it, the other one passes, and both sides are radio (T20).
 
+mod orphans;
 mod snooped;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use towpath_tcp::relay::{FlowKey, Side, Verdict};
 use towpath_tcp::segment::Flags;
 use towpath_tcp::{Algorithm, IsnSecret};
 
+use orphans::Orphans;
 use snooped::Snooped;
 
 /// Connections outlive the last SA of their pair by this long: the next SA may be under way.
@@ -199,12 +201,15 @@ pub struct RelayTotals {
     pub cached: usize,
     /// What happened to them so far.
     pub snoop: SnoopStats,
+    /// Connections of a former relay that were reset.
+    pub orphans: u64,
 }
 
 /// The relay of one worker.
 pub(crate) struct Relay {
     split: SplitRelay,
     snooped: Snooped,
+    orphans: Orphans,
     pairs: Slab<Pair>,
     by_address: HashMap<(IpAddr, IpAddr), usize>,
     rules: HashMap<SubscriberHandle, Arc<Rules>>,
@@ -216,6 +221,7 @@ impl Relay {
         Self {
             split: SplitRelay::new(config.split.clone(), secret),
             snooped: Snooped::new(),
+            orphans: Orphans::default(),
             pairs: Slab::new(),
             by_address: HashMap::new(),
             rules: HashMap::new(),
@@ -357,6 +363,7 @@ impl Relay {
         let Self {
             split,
             snooped,
+            orphans,
             pairs,
             by_address,
             rules,
@@ -386,7 +393,19 @@ impl Relay {
         };
         match split.handle_tagged(now, from, packet, pair_index as u64, admit) {
             Verdict::Consumed => Fate::Taken,
-            Verdict::Pass | Verdict::PassChanged(_) => snooped.input(now, pair_index, from, packet),
+            Verdict::Pass | Verdict::PassChanged(_) => {
+                if let Ok(tcp) = TcpPacket::parse(packet) {
+                    let key = FlowKey::of(from, &tcp);
+                    let rules = rules.get(&pair.subscriber).unwrap_or(&config.rules);
+                    let splits =
+                        |opener| rules.decide(&key, opener, Class::Full).treatment == Treatment::Split;
+                    let owner = twin.is_none_or(|twin| pair.local < twin.local);
+                    if owner && Side::BOTH.into_iter().all(splits) {
+                        orphans.note(now, pair_index, from, &tcp);
+                    }
+                }
+                snooped.input(now, pair_index, from, packet)
+            }
             Verdict::Drop => Fate::Broken,
         }
     }
@@ -430,6 +449,16 @@ impl Relay {
             && let Some(repeat) = self.snooped.speak(now, out)
         {
             return Some(repeat);
+        }
+        if let Some(reset) = self.orphans.take() {
+            let room = out.get_mut(..reset.packet.len())?;
+            room.copy_from_slice(&reset.packet);
+            return Some(Spoken {
+                to: reset.to,
+                pair: reset.pair,
+                len: reset.packet.len(),
+                sealed: false,
+            });
         }
         let transmit = self.split.poll_transmit(now, out)?;
         Some(Spoken {
@@ -534,6 +563,7 @@ impl Relay {
             snooped: self.snooped.sizes().0,
             cached: self.snooped.sizes().1,
             snoop: self.snooped.stats(),
+            orphans: self.orphans.resets(),
         }
     }
 }

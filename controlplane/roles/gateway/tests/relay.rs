@@ -22,7 +22,7 @@ use towpath_ipsec::soft::{SoftEsp, SoftTransform};
 use towpath_ipsec::{InboundSa, OutboundSa, locate};
 use towpath_tcp::packet::{IpHeader, TcpPacket};
 use towpath_tcp::relay::rules::{Action, Rules, Treatment};
-use towpath_tcp::{Config, Ecn, Endpoint, IsnSecret, SeqNum, State};
+use towpath_tcp::{Closed, Config, Ecn, Endpoint, IsnSecret, SeqNum, State};
 
 /// Arrives on the access side; the egress is of no interest here.
 const EGRESS: Egress = Egress {
@@ -648,6 +648,28 @@ fn without_an_sa_the_relay_waits_and_at_last_forgets() {
     world.path.tick(world.now + Duration::from_secs(61));
     assert_eq!(world.path.flows(world.now, 9), []);
     assert_eq!(world.path.relay_totals().buffered, 0);
+}
+
+#[test]
+fn connections_whose_relay_died_are_reset_at_both_ends_at_once() {
+    let mut world = World::new(PLAIN, RelayConfig::default());
+    world.load(1 << 20);
+    world.run_until(Duration::from_secs(5), |world| world.ends[0].read.len() > 100_000);
+    // Another process takes over: it negotiates anew and knows of no connection.
+    let [terminal, peer] = addresses(false);
+    let new = child(terminal, peer, 0x5000, 70, PLAIN);
+    let now = world.now;
+    world.path = Datapath::new(SoftEsp, 16).with_relay(RelayConfig::default(), IsnSecret([8, 9]));
+    world.path.install(now, &full(&new, 80)).unwrap();
+    world.ends[1].give(now, &reversed(&new));
+    world.ends[0].give(now, &segment(&new, 80));
+    world.run_until(Duration::from_secs(5), |world| {
+        world
+            .ends
+            .iter()
+            .all(|end| end.endpoint.closed() == Some(Closed::Reset))
+    });
+    assert_eq!(world.path.relay_totals().orphans, 1);
 }
 
 fn snooping() -> RelayConfig {

@@ -130,6 +130,7 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
         snooped,
         cached,
         snoop,
+        orphans,
     } = totals;
     let SplitStats {
         opened,
@@ -174,7 +175,16 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
             "segments whose data was not taken: buffers full",
             *over_memory,
         ),
-        ("snoop_flows", "TCP connections snooped at present", *snooped as u64),
+        (
+            "split_orphans",
+            "connections of a former relay, both ends reset",
+            *orphans,
+        ),
+        (
+            "snoop_flows",
+            "TCP connections snooped at present",
+            *snooped as u64,
+        ),
         ("snoop_cached", "bytes in their caches", *cached as u64),
         ("snoop_remembered", "segments cached so far", *remembered),
         ("snoop_repeated", "segments repeated on the radio", *repeated),
@@ -184,7 +194,11 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
             "acknowledgments forwarded without SACK or with another window",
             *changed,
         ),
-        ("snoop_uncached", "segments not cached for lack of room", *uncached),
+        (
+            "snoop_uncached",
+            "segments not cached for lack of room",
+            *uncached,
+        ),
         (
             "snoop_out_of_window",
             "repetitions given up: the replay window had moved on",

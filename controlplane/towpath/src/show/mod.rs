@@ -3,6 +3,7 @@
 mod events;
 mod flow;
 mod ike;
+mod prometheus;
 mod sa;
 mod stats;
 mod status;

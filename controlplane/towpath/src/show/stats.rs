@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use towpath_telemetry::admin::{Client, Counter, Reply, Request, Stats};
+use towpath_telemetry::admin::{Client, Counter, FlowFilter, FlowList, Reply, Request, Stats};
 
-use super::unexpected;
+use super::{prometheus, unexpected};
 use crate::backend::socket;
 use crate::cli::{Common, Stats as Args};
 use crate::config::Config;
@@ -15,6 +15,9 @@ use crate::output;
 
 /// Shows counters.
 pub(crate) fn stats(common: &Common, args: &Args) -> Outcome {
+    if args.prometheus {
+        return output::print(&prometheus::text(&fetch(common)?, flows(common).as_ref()));
+    }
     let mut before: Option<(Instant, Stats)> = None;
     loop {
         let now = Instant::now();
@@ -43,6 +46,15 @@ pub(crate) fn stats(common: &Common, args: &Args) -> Outcome {
         }
         before = Some((now, stats));
         std::thread::sleep(Duration::from_secs(args.interval));
+    }
+}
+
+/// Relayed connections; none without a daemon.
+fn flows(common: &Common) -> Option<FlowList> {
+    let mut client = Client::connect(&socket(common).ok()?).ok()??;
+    match client.request(&Request::FlowList(FlowFilter::default())).ok()? {
+        Reply::FlowList(list) => Some(list),
+        _ => None,
     }
 }
 
