@@ -29,6 +29,7 @@ use towpath_base::Instant;
 use towpath_base::credentials::CertificateKey;
 use towpath_base::profile::{IkeId, Psk};
 use towpath_base::sa::{EspSuite, Lifetime, Mode};
+use towpath_base::selector::TrafficSelector;
 use towpath_crypto::{CertificateSigner, IkeCrypto, SystemRng, TrustVerifier};
 use towpath_ike::{Auth, Command, Config, Endpoint, Initiate, Policy};
 
@@ -37,6 +38,10 @@ type Engine = Endpoint<IkeCrypto, SystemRng>;
 
 /// First address set-ups come from.
 const SOURCES: u32 = u32::from_be_bytes([10, 128, 0, 1]);
+/// First address their CHILD SAs protect; the responder's side is [`INSIDE`].
+const INNER: u32 = u32::from_be_bytes([10, 64, 0, 1]);
+/// What the responder's CHILD SAs protect.
+const INSIDE: &str = "10.200.0.0/24";
 const PORTS: [u16; 2] = [500, 4500];
 const MARKER: [u8; 4] = [0; 4];
 
@@ -64,8 +69,8 @@ fn policy(end: &str, auth: &str, proposal: &str) -> Outcome<Policy> {
         esp_suites: vec![EspSuite::Aes256Gcm16],
         esn: false,
         mode: Mode::Tunnel,
-        local_ts: Vec::new(),
-        remote_ts: Vec::new(),
+        local_ts: vec![inside(if end == "a" { "10.64.0.0/10" } else { INSIDE })?],
+        remote_ts: vec![inside(if end == "a" { INSIDE } else { "10.64.0.0/10" })?],
         lifetime: Lifetime::default(),
         force_encap: true,
         auth: if certified {
@@ -74,6 +79,12 @@ fn policy(end: &str, auth: &str, proposal: &str) -> Outcome<Policy> {
             Auth::default()
         },
     })
+}
+
+fn inside(text: &str) -> Outcome<TrafficSelector> {
+    Ok(TrafficSelector::any_of(
+        text.parse().map_err(|_| text.to_owned())?,
+    ))
 }
 
 fn certificates(end: &str, folder: &Path) -> Outcome<Auth> {
@@ -284,7 +295,10 @@ fn initiate(peer: Ipv4Addr, auth: &str, proposal: &str, phases: &[String]) -> Ou
                     local: Ipv4Addr::from(SOURCES + next).into(),
                     remote: peer.into(),
                     remote_port: None,
-                    policy: policy.clone(),
+                    policy: Policy {
+                        local_ts: vec![TrafficSelector::host(Ipv4Addr::from(INNER + next).into())],
+                        ..policy.clone()
+                    },
                 };
                 under_way.insert(next.into(), Clock::now());
                 engine.initiate(now(), wish)?;
@@ -294,7 +308,14 @@ fn initiate(peer: Ipv4Addr, auth: &str, proposal: &str, phases: &[String]) -> Ou
                 Command::ChildEstablished { tag: Some(tag), .. } => {
                     took.extend(under_way.remove(&tag).map(|since| since.elapsed().as_secs_f64()));
                 }
-                Command::Failed { tag: Some(tag), .. } => {
+                Command::Failed {
+                    tag: Some(tag),
+                    reason,
+                    ..
+                } => {
+                    if failed == 0 {
+                        eprintln!("first failure: {reason}");
+                    }
                     failed += u64::from(under_way.remove(&tag).is_some());
                 }
                 _ => {}
