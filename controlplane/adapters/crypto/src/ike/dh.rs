@@ -120,7 +120,10 @@ impl DhPrivate {
 
 /// Decapsulation never fails for a ciphertext of the right length: a wrong one gives an unrelated secret
 /// (FIPS 203 §6.3), which no message authenticates under.
-fn decapsulate(key: &DecapsulationKey<kem::AlgorithmId>, ciphertext: &[u8]) -> Result<Secret, CryptoError> {
+pub(super) fn decapsulate(
+    key: &DecapsulationKey<kem::AlgorithmId>,
+    ciphertext: &[u8],
+) -> Result<Secret, CryptoError> {
     if ciphertext.len() != DhGroup::MlKem768.answer_len() {
         return Err(CryptoError::BadPublicValue);
     }

@@ -8,6 +8,8 @@
 mod certificate;
 pub mod pem;
 mod signer;
+#[cfg(test)]
+mod vectors;
 mod verifier;
 
 use std::fmt;

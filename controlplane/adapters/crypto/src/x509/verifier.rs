@@ -156,7 +156,9 @@ impl PeerVerifier for TrustVerifier {
 }
 
 /// The algorithms behind a scheme: ECDSA does not say on which curve.
-fn signature_algorithms(scheme: SignatureScheme) -> &'static [&'static dyn SignatureVerificationAlgorithm] {
+pub(super) fn signature_algorithms(
+    scheme: SignatureScheme,
+) -> &'static [&'static dyn SignatureVerificationAlgorithm] {
     use SignatureScheme as S;
     use algorithms as a;
     macro_rules! list {
