@@ -233,7 +233,7 @@ impl Stage {
         let link = self.link(&radio.links())?;
         let before = load::tcp_counter(&self.peer, "RetransSegs")?;
         let (seen, relayed) = thread::scope(|scope| {
-            let watch = scope.spawn(|| self.repeats_shortly_before(arm, limit));
+            let watch = scope.spawn(|| self.repeats_shortly_before(arm, bytes, limit));
             let seen = self.fetch(arm, bytes, limit);
             (seen, watch.join().ok().flatten())
         });
@@ -253,18 +253,22 @@ impl Stage {
     }
 
     /// What the gateway says of the arm's connection just before `limit`; only split ones have a side of their own.
-    fn repeats_shortly_before(&self, arm: Arm, limit: Duration) -> Option<(Duration, u64)> {
-        if arm != Arm::Split || limit < Duration::from_secs(5) {
+    fn repeats_shortly_before(&self, arm: Arm, bytes: u64, limit: Duration) -> Option<(Duration, u64)> {
+        if arm != Arm::Split || bytes != u64::MAX || limit < Duration::from_secs(5) {
             return None;
         }
         let start = Instant::now();
         thread::sleep(limit - Duration::from_millis(500));
         let flows = self.stack.as_ref()?.cli(&["flow", "list"]).ok()?;
-        let flows = find(&flows, "flows").unwrap_or(&flows).as_array()?.clone();
-        let port = u64::from(arm.port());
-        let ours = |flow: &&Value| flow.to_string().contains(&port.to_string());
-        let terminal = flows.iter().find(ours)?.get("terminal")?;
-        Some((start.elapsed(), find(terminal, "retransmits")?.as_u64()?))
+        let flows = find(&flows, "flows")?.as_array()?;
+        let number = |flow: &Value, key: &str| flow.get(key).and_then(Value::as_u64);
+        let ours = flows
+            .iter()
+            .filter(|flow| number(flow, "network_port") == Some(arm.port().into()));
+        let terminal = ours
+            .min_by_key(|flow| number(flow, "age_ms"))?
+            .get("terminal_side")?;
+        Some((start.elapsed(), number(terminal, "retransmits")?))
     }
 }
 
