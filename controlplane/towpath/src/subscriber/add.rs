@@ -112,7 +112,8 @@ pub(crate) struct Add {
     /// Refuse peers that do not use it
     #[arg(long, requires = "ppk_id", help_heading = "Key exchange")]
     ppk_required: bool,
-    /// Identity shown as the terminal's (address, name, user@host; fqdn:, email:, keyid:HEX) [default: the NAI]
+    /// Identity shown as the terminal's (address, name, user@host, C=CH, CN=host; fqdn:, email:, keyid:HEX, dn:HEX)
+    /// [default: the NAI]
     #[arg(long, value_name = "ID", value_parser = parse_id, help_heading = "Key exchange")]
     local_id: Option<IkeId>,
     /// Identity the peer must prove [default: any]
