@@ -38,7 +38,8 @@ impl<P> super::IkeSa<P> {
     fn may_start(&self, now: Instant) -> bool {
         let held = self.hold_until.is_some_and(|until| now < until);
         let auth_next = matches!(self.queue.front(), Some(Task::IkeAuth { .. }));
-        self.outstanding.is_none() && !self.is_closed() && !self.moving && !(held && auth_next)
+        let busy = self.outstanding.is_some() || self.is_closed() || self.moving;
+        !busy && !(held && auth_next)
     }
 }
 
