@@ -96,10 +96,7 @@ pub(crate) struct Add {
     hard_bytes: u64,
 }
 
-fn named<T: std::str::FromStr>(text: &str) -> Result<T, String>
-where
-    T: Names,
-{
+fn named<T: std::str::FromStr + Names>(text: &str) -> Result<T, String> {
     text.parse()
         .map_err(|_| format!("expected one of {}", T::names()))
 }

@@ -263,7 +263,11 @@ impl Daemon {
 
     fn carry_out(&mut self, now: Instant, output: Output) {
         match output {
-            Output::ToKeyserver(message) => self.keyserver.handle_gateway(now, message),
+            Output::ToKeyserver(message) => {
+                if !self.manual_expired(&message) {
+                    self.keyserver.handle_gateway(now, message);
+                }
+            }
             Output::ToRegistry(message) => self.registry.handle(now, message),
             Output::Transmit(packet) => self.transmit(&packet),
             Output::TransmitToTerminal { terminal, payload } => self.send_to_terminal(terminal, payload),

@@ -8,7 +8,7 @@ use towpath_base::manual::ManualSa;
 use towpath_base::policy::Policy;
 use towpath_base::sa::{Class, EspKeys};
 use towpath_base::{Instant, Spi, SubscriberHandle};
-use towpath_fabric::{Event, GatewayKeys, GatewaySa};
+use towpath_fabric::{Event, GatewayKeys, GatewaySa, ToKeyserver};
 use towpath_gateway::datapath::{SaCounters, SaKey, Tap, TapPoint, Tapped};
 use towpath_gateway::stored::StoredError;
 use towpath_ipsec::shared::Stage;
@@ -155,6 +155,39 @@ impl Daemon {
             .sas()
             .map(|(sa, handle)| manual_info(sa, handle, traffic))
             .collect()
+    }
+
+    /// A limit of a manual SA was reached: nobody negotiates a replacement, so people are told. True if it is one.
+    pub(super) fn manual_expired(&self, message: &ToKeyserver) -> bool {
+        let ToKeyserver::Expiring {
+            subscriber,
+            spi_in,
+            hard,
+        } = message
+        else {
+            return false;
+        };
+        let mut sas = self.stored.sas();
+        let Some((sa, _)) = sas.find(|(sa, owner)| sa.spi_in == *spi_in && owner == subscriber) else {
+            return false;
+        };
+        let what = if *hard {
+            "hard limit reached: it carries nothing any more"
+        } else {
+            "numbers run out"
+        };
+        self.publish(Event {
+            subscriber: sa.subscriber.clone(),
+            terminal: Some(sa.terminal),
+            peer: Some(sa.peer),
+            kind: "manual_sa_expired".into(),
+            text: format!(
+                "SA {} `{}`: {what}; remove it and bring new keys",
+                sa.id,
+                sa.name.escape_debug()
+            ),
+        });
+        true
     }
 
     pub(super) fn export_keys(&self, segment: Segment, spi: Option<u32>) -> Answer {
