@@ -2,6 +2,7 @@
 
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use towpath_base::Instant;
 
@@ -13,7 +14,7 @@ use crate::timer::Timer;
 /// A flow in one of its two forms.
 enum Stored {
     Live(Box<Flow>),
-    /// Its encoding, written at that time.
+    /// Its encoding, packed, written at that time.
     Parked(Box<[u8]>, Instant),
 }
 
@@ -48,7 +49,7 @@ impl Slot {
     /// The flow, woken if it was parked.
     pub(super) fn live(&mut self) -> Option<&mut Flow> {
         if let Stored::Parked(bytes, at) = &self.stored {
-            let flow = Flow::decode(&mut Reader::new(bytes, *at)).ok()?;
+            let flow = decode(bytes, *at)?;
             self.stored = Stored::Live(Box::new(flow));
         }
         match &mut self.stored {
@@ -61,7 +62,7 @@ impl Slot {
     pub(super) fn look(&self) -> Option<Cow<'_, Flow>> {
         match &self.stored {
             Stored::Live(flow) => Some(Cow::Borrowed(flow)),
-            Stored::Parked(bytes, at) => Flow::decode(&mut Reader::new(bytes, *at)).ok().map(Cow::Owned),
+            Stored::Parked(bytes, at) => decode(bytes, *at).map(Cow::Owned),
         }
     }
 
@@ -76,7 +77,7 @@ impl Slot {
         flow.trim();
         let mut writer = Writer::new(now);
         flow.encode(&mut writer);
-        self.stored = Stored::Parked(writer.bytes.into_boxed_slice(), now);
+        self.stored = Stored::Parked(pack(&writer.bytes), now);
         true
     }
 
@@ -86,5 +87,86 @@ impl Slot {
             Stored::Live(flow) => size_of::<Flow>() + flow.memory(),
             Stored::Parked(bytes, _) => bytes.len(),
         }
+    }
+}
+
+fn decode(packed: &[u8], at: Instant) -> Option<Flow> {
+    Flow::decode(&mut Reader::new(&unpack(packed), at)).ok()
+}
+
+/// Longest run of either kind.
+const RUN: usize = 128;
+
+/// Most bytes of a snapshot are zero: runs of them become one byte. A byte below 128 announces so many literal
+/// bytes and one more, any other that many zeros, less 127.
+fn pack(bytes: &[u8]) -> Box<[u8]> {
+    let mut packed = Vec::with_capacity(bytes.len() / 2);
+    let mut rest = bytes;
+    while let Some(first) = rest.first() {
+        let zero = *first == 0;
+        // A lone zero among others costs less as a literal.
+        let ends = |index: usize| match (zero, rest.get(index), rest.get(index + 1)) {
+            (_, None, _) => true,
+            (true, Some(byte), _) => *byte != 0,
+            (false, Some(byte), next) => *byte == 0 && next.is_none_or(|next| *next == 0),
+        };
+        let len = (1..=RUN.min(rest.len()))
+            .find(|index| ends(*index))
+            .unwrap_or(RUN.min(rest.len()));
+        let Some((run, behind)) = rest.split_at_checked(len) else {
+            break;
+        };
+        let token = (len - 1) as u8;
+        if zero {
+            packed.push(token | 0x80);
+        } else {
+            packed.push(token);
+            packed.extend_from_slice(run);
+        }
+        rest = behind;
+    }
+    packed.into_boxed_slice()
+}
+
+fn unpack(packed: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(packed.len() * 3);
+    let mut rest = packed;
+    while let Some((token, behind)) = rest.split_first() {
+        let len = usize::from(token & 0x7f) + 1;
+        if token & 0x80 != 0 {
+            bytes.resize(bytes.len() + len, 0);
+            rest = behind;
+        } else {
+            let Some((run, behind)) = behind.split_at_checked(len) else {
+                break;
+            };
+            bytes.extend_from_slice(run);
+            rest = behind;
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_packed_comes_back_and_zeros_cost_little() {
+        let mut seed = 0x2545_f491_u32;
+        for len in [0, 1, 2, 127, 128, 129, 130, 300, 2000] {
+            for share in [0, 1, 4, 16] {
+                let bytes: Vec<u8> = (0..len)
+                    .map(|_| {
+                        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        if seed >> 28 < share { (seed >> 8) as u8 } else { 0 }
+                    })
+                    .collect();
+                assert_eq!(unpack(&pack(&bytes)), bytes, "{len} {share}");
+            }
+        }
+        assert_eq!(pack(&[0; 256]).len(), 2);
+        // Never much longer than it was.
+        assert!(pack(&[7; 1280]).len() <= 1290);
     }
 }
