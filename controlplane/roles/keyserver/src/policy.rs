@@ -87,3 +87,61 @@ pub(crate) fn engine_policy(record: &PeerPolicy, credentials: Credentials) -> Re
         auth: auth(credentials)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use towpath_base::credentials::CertificateKey;
+
+    use super::*;
+
+    fn certificate() -> CertificateKey {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["a.test".into()]).unwrap();
+        CertificateKey {
+            chain: vec![params.self_signed(&key).unwrap().der().to_vec()],
+            key: Psk::new(key.serialize_der()),
+        }
+    }
+
+    #[test]
+    fn credentials_become_what_the_engine_signs_and_verifies_with() {
+        let psk = || Some(Psk::new(b"swordfish".to_vec()));
+        let ours = certificate();
+        let authorities = ours.chain.clone();
+        let given = |psk, certificate: Option<&CertificateKey>, authorities: &[Vec<u8>]| Credentials {
+            psk,
+            certificate: certificate.cloned(),
+            authorities: authorities.to_vec(),
+            ..Credentials::default()
+        };
+        for (credentials, signs, verifies) in [
+            (given(psk(), None, &[]), false, false),
+            (given(None, Some(&ours), &authorities), true, true),
+            (given(psk(), Some(&ours), &[]), true, false),
+            (given(psk(), None, &authorities), false, true),
+        ] {
+            let auth = auth(credentials).unwrap();
+            assert_eq!(
+                (auth.signer.is_some(), auth.verifier.is_some()),
+                (signs, verifies)
+            );
+        }
+        for incomplete in [
+            given(None, None, &[]),
+            given(None, Some(&ours), &[]),
+            given(None, None, &authorities),
+        ] {
+            assert_eq!(auth(incomplete), Err(PolicyError::NoCredential));
+        }
+        let mut other = certificate();
+        other.chain = ours.chain.clone();
+        assert_eq!(
+            auth(given(psk(), Some(&other), &[])),
+            Err(PolicyError::Credential(InvalidCredential::KeyMismatch))
+        );
+        assert_eq!(
+            auth(given(psk(), None, &[vec![0]])),
+            Err(PolicyError::Credential(InvalidCredential::Authority(0)))
+        );
+    }
+}

@@ -236,3 +236,80 @@ fn key_pem(der: &[u8]) -> Zeroizing<String> {
     };
     pem::encode(label, der)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate() -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["a.test".into()]).unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn credentials_are_read_from_files_and_written_so_that_they_are_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let (certificate, key) = certificate();
+        let document = CredentialDocument {
+            certificate_file: Some(file("c", &certificate)),
+            key_file: Some(file("k", &key)),
+            authority_files: vec![
+                file("a", &certificate),
+                file("b", &(certificate.clone() + &certificate)),
+            ],
+            ppk_id: Some("p".into()),
+            ppk_file: Some(file("p", &"x".repeat(32))),
+            ppk_required: true,
+            ..CredentialDocument::default()
+        };
+        let credentials = document.into_credentials(None).unwrap();
+        assert_eq!(credentials.authorities.len(), 3);
+        assert!(credentials.is_complete());
+        let text = toml::to_string(&CredentialDocument::from_credentials(&credentials)).unwrap();
+        let again: CredentialDocument = toml::from_str(&text).unwrap();
+        assert_eq!(again.into_credentials(None).unwrap(), credentials);
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_without_its_value() {
+        let (certificate, key) = certificate();
+        let refused = |change: &dyn Fn(&mut CredentialDocument)| {
+            let mut document = CredentialDocument {
+                certificate: Some(certificate.clone()),
+                key: Some(Zeroizing::new(key.clone())),
+                ..CredentialDocument::default()
+            };
+            change(&mut document);
+            document.into_credentials(None).unwrap_err().0
+        };
+        assert_eq!(refused(&|d| d.key = None), "key");
+        assert_eq!(refused(&|d| d.certificate = None), "certificate");
+        assert_eq!(refused(&|d| d.certificate = Some("x".into())), "certificate");
+        assert_eq!(refused(&|d| d.key = Some(Zeroizing::new("x".into()))), "key");
+        assert_eq!(refused(&|d| d.key_file = Some("/x".into())), "key_file");
+        assert_eq!(refused(&|d| d.authorities = Some("x".into())), "authorities");
+        assert_eq!(
+            refused(&|d| d.authority_files = vec!["/nowhere".into()]),
+            "authorities"
+        );
+        assert_eq!(
+            refused(&|d| d.revocation_lists = Some(certificate.clone())),
+            "revocation_lists"
+        );
+        assert_eq!(refused(&|d| d.ppk_id = Some("p".into())), "ppk_hex");
+        assert_eq!(
+            refused(&|d| d.ppk_hex = Some(Zeroizing::new("00".into()))),
+            "ppk_id"
+        );
+        assert_eq!(
+            refused(&|d| d.ppk_hex = Some(Zeroizing::new("0".into()))),
+            "ppk_hex"
+        );
+    }
+}
