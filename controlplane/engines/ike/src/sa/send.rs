@@ -39,7 +39,7 @@ impl<P> super::IkeSa<P> {
         let held = self.hold_until.is_some_and(|until| now < until);
         let auth_next = matches!(self.queue.front(), Some(Task::IkeAuth { .. }));
         let busy = self.outstanding.is_some() || self.is_closed() || self.moving;
-        !busy && !(held && auth_next)
+        !(busy || held && auth_next)
     }
 }
 
