@@ -28,7 +28,7 @@ record!(RttEstimator {
 });
 
 impl RttEstimator {
-    /// No sample yet; timeouts stay within `[lower, upper]`.
+    /// No sample yet; timeouts are at least the round trip and `lower`, at most `upper`.
     pub(crate) const fn new(lower: Duration, upper: Duration) -> Self {
         Self {
             smoothed: None,
@@ -71,7 +71,12 @@ impl RttEstimator {
         let base = match self.smoothed {
             // RFC 6298 §2.1: one second before the first sample.
             None => Duration::from_secs(1),
-            Some(smoothed) => smoothed.saturating_add((self.variation.saturating_mul(4)).max(GRANULARITY)),
+            // The least timeout is the least *margin*: on a path of 600 ms a steady SRTT leaves 4·RTTVAR nothing, and the
+            // first delayed acknowledgment would be a timeout.
+            Some(smoothed) => {
+                let margin = self.variation.saturating_mul(4).max(GRANULARITY);
+                smoothed.saturating_add(margin.max(self.lower))
+            }
         };
         base.max(self.lower)
             .saturating_mul(1 << self.backoff.min(16))
@@ -100,11 +105,11 @@ mod tests {
         for _ in 0..100 {
             rtt.sample(Duration::from_millis(600));
         }
-        assert!(rtt.timeout() < Duration::from_millis(610));
+        assert!((800..810).contains(&rtt.timeout().as_millis()));
         rtt.back_off();
         rtt.back_off();
         assert!(rtt.timeout() >= Duration::from_millis(2400));
         rtt.reset_backoff();
-        assert!(rtt.timeout() < Duration::from_millis(610));
+        assert!(rtt.timeout() < Duration::from_millis(810));
     }
 }

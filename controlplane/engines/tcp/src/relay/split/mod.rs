@@ -414,10 +414,14 @@ impl SplitRelay {
         };
         slot.ready = false;
         let Some(flow) = slot.live() else { return };
+        let mut learnt = [None; 2];
         if flow.is_dead() {
             if !flow.lingers() {
                 self.remove(&key);
                 return;
+            }
+            if flow.dead_at.is_none() {
+                learnt = learnt_of(&key, flow);
             }
             flow.dead_at.get_or_insert(now);
         }
@@ -442,6 +446,7 @@ impl SplitRelay {
         if opened {
             self.half_open = self.half_open.saturating_sub(1);
         }
+        self.remember(learnt);
     }
 
     /// Forgets a connection without a word to either side: it lives on elsewhere, or is over.
@@ -460,7 +465,10 @@ impl SplitRelay {
             self.deadlines.remove(&(deadline, *key));
         }
         let Some(flow) = slot.look() else { return false };
-        self.remember_path(key, &flow);
+        // What a finished connection learnt was noted when it finished.
+        if flow.dead_at.is_none() {
+            self.remember(learnt_of(key, &flow));
+        }
         if !flow.counted {
             self.half_open = self.half_open.saturating_sub(1);
         }
@@ -483,12 +491,8 @@ impl SplitRelay {
 
     /// Keeps what a connection learnt of a radio for the next one to the same host. A short connection sees
     /// less than the path gives, so a remembered rate fades rather than falls.
-    fn remember_path(&mut self, key: &FlowKey, flow: &Flow) {
-        for side in Side::BOTH {
-            let Some(learnt) = flow.end(side).and_then(|end| end.controller().path_memory()) else {
-                continue;
-            };
-            let host = key.host(side).0;
+    fn remember(&mut self, learnt: [Learnt; 2]) {
+        for (host, learnt) in learnt.into_iter().flatten() {
             let bandwidth = match self.paths.get(&host) {
                 Some(old) => learnt.bandwidth.max(old.bandwidth / 8 * 7),
                 None => learnt.bandwidth,
@@ -524,6 +528,13 @@ impl SplitRelay {
     fn live(&mut self, key: &FlowKey) -> Option<&mut Flow> {
         self.flows.get_mut(key)?.live()
     }
+}
+
+/// A host, and what a connection learnt of the path to it.
+type Learnt = Option<(IpAddr, PathMemory)>;
+
+fn learnt_of(key: &FlowKey, flow: &Flow) -> [Learnt; 2] {
+    Side::BOTH.map(|side| Some((key.host(side).0, flow.end(side)?.controller().path_memory()?)))
 }
 
 fn note_seen(flow: &mut Flow, from: Side, packet: &TcpPacket<'_>) {
