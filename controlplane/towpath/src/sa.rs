@@ -70,6 +70,9 @@ pub(crate) struct Add {
     /// 64-bit sequence numbers
     #[arg(long)]
     esn: bool,
+    /// Packets the replay windows cover, 64 to 4096
+    #[arg(long, default_value_t = 960, value_name = "PACKETS")]
+    replay_window: u16,
     /// In UDP between these ports, the terminal's first
     #[arg(long, value_name = "PORT:PORT", value_parser = parse_encap)]
     encap: Option<UdpEncap>,
@@ -152,6 +155,7 @@ pub(crate) fn add(common: &Common, args: Add) -> Outcome {
         suite: args.suite,
         mode: args.mode,
         esn: args.esn,
+        replay_window: args.replay_window,
         encap: args.encap,
         local_ts: args.local_ts,
         remote_ts: args.remote_ts,

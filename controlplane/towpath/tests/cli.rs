@@ -708,6 +708,10 @@ fn manual_sas_come_from_a_file_from_standard_input_or_from_hex_and_keys_are_in_n
             add_sa("x", ["ff", "4001"], suite, &[]),
             "spi_in: is 000000ff, expected 00000100 or more",
         ),
+        (
+            add_sa("x", fresh, suite, &["--replay-window", "63"]),
+            "replay_window: is 63, expected 64 to 4096",
+        ),
         (add_sa("seg", fresh, suite, &[]), "name: an SA `seg` exists"),
         (
             add_sa("x", ["1000", "4001"], suite, &[]),

@@ -106,6 +106,8 @@ pub struct ManualSa {
     pub mode: Mode,
     /// 64-bit sequence numbers.
     pub esn: bool,
+    /// Packets the replay windows cover: 64 to 4096 (RFC 4303 §3.4.3).
+    pub replay_window: u16,
     /// UDP encapsulation.
     pub encap: Option<UdpEncap>,
     /// Terminal's side of the traffic; its address when empty.
@@ -166,6 +168,10 @@ impl ManualSa {
                 self.peer
             );
             return Err(invalid("peer", reason));
+        }
+        if !(64..=4096).contains(&self.replay_window) {
+            let reason = alloc::format!("is {}, expected 64 to 4096", self.replay_window);
+            return Err(invalid("replay_window", reason));
         }
         for (field, selectors) in [("local_ts", &self.local_ts), ("remote_ts", &self.remote_ts)] {
             if selectors.len() > crate::sa::MAX_SELECTORS {
@@ -299,6 +305,7 @@ mod tests {
             suite,
             mode: Mode::Transport,
             esn: false,
+            replay_window: 64,
             encap: None,
             local_ts: Vec::new(),
             remote_ts: Vec::new(),

@@ -181,6 +181,12 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         self.to_terminal.start_reserved(to_terminal);
     }
 
+    /// Chooses both replay windows; see [`InboundSa::set_replay_window`].
+    pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
+        self.from_terminal.set_replay_window(packets)?;
+        self.from_peer.set_replay_window(packets)
+    }
+
     /// The limits to store next, first of the sender to the peer. Asked again until [`Bridge::reserve`]d.
     pub const fn wanted(&self) -> [Option<u64>; 2] {
         [self.to_peer.wants_reserved(), self.to_terminal.wants_reserved()]

@@ -295,6 +295,12 @@ impl<T: EspTransform, const WORDS: usize> SharedBridge<T, WORDS> {
         self.to_terminal.pass(now, packet.bytes_mut(), rng)
     }
 
+    /// Chooses both replay windows; see [`InboundSa::set_replay_window`].
+    pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
+        self.to_peer.from.set_replay_window(packets)?;
+        self.to_terminal.from.set_replay_window(packets)
+    }
+
     /// What is to be stored, first for the direction to the peer. Asked again until granted.
     pub fn wanted(&self) -> [Option<Wanted>; 2] {
         [self.to_peer.wanted(), self.to_terminal.wanted()]

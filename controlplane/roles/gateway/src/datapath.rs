@@ -103,6 +103,8 @@ pub struct StoredStart {
     pub to_peer: SharedStart,
     /// Towards the terminal.
     pub to_terminal: SharedStart,
+    /// Packets the replay windows cover; the engine's choice when absent.
+    pub replay_window: Option<u16>,
 }
 
 /// Notices kept between two calls of [`Datapath::drain_notices`]; more are lost, and come again.
@@ -178,6 +180,8 @@ pub enum InstallError {
     Key(InvalidKey),
     /// The table is full.
     Full,
+    /// No replay window of this size can be had.
+    Window,
 }
 
 impl<P: EspProvider + InspectProvider> Datapath<P> {
@@ -260,6 +264,14 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         if let (Some(bridge), Some(start)) = (&mut bridge, start) {
             let reserved = |start: &SharedStart| Reserved::above(start.stored, start.limit);
             bridge.start_reserved(reserved(&start.to_peer), reserved(&start.to_terminal));
+        }
+        if let Some(packets) = start.and_then(|start| start.replay_window) {
+            let chosen = match (&mut bridge, &mut shared) {
+                (Some(bridge), _) => bridge.set_replay_window(packets.into()),
+                (None, Some(shared)) => shared.set_replay_window(packets.into()),
+                (None, None) => Some(()),
+            };
+            chosen.ok_or(InstallError::Window)?;
         }
         self.remove(&key);
         if self.entries.len() >= self.limit {

@@ -355,6 +355,7 @@ impl Stored {
             Some([peer, terminal]) => StoredStart {
                 to_peer: self.start(&peer, proof_needed)?,
                 to_terminal: self.start(&terminal, proof_needed)?,
+                replay_window: Some(sa.replay_window),
             },
         };
         Ok(Installation {
@@ -428,7 +429,11 @@ fn entries(sa: &ManualSa) -> [SadEntry; 2] {
         protocol: IpsecProtocol::Esp,
         sequence: 0,
         overflow: Overflow::Stop,
-        window: if sa.keys.class() == Class::Full { 960 } else { 0 },
+        window: if sa.keys.class() == Class::Full {
+            sa.replay_window
+        } else {
+            0
+        },
         esn: sa.esn,
         ah: None,
         esp: Some(EspParameters {

@@ -75,6 +75,8 @@ pub struct ManualSaInfo {
     pub mode: Mode,
     /// 64-bit sequence numbers.
     pub esn: bool,
+    /// Packets the replay windows cover.
+    pub replay_window: u16,
     /// UDP encapsulation.
     pub encap: Option<UdpEncap>,
     /// Limits.
@@ -104,6 +106,7 @@ impl ManualSaInfo {
             suite: sa.suite,
             mode: sa.mode,
             esn: sa.esn,
+            replay_window: sa.replay_window,
             encap: sa.encap,
             lifetime: sa.lifetime,
             local_ts: sa.local_ts.clone(),

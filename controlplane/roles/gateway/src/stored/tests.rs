@@ -36,6 +36,7 @@ fn sa(name: &str, spi: u32, keys: ManualKeys) -> ManualSa {
         suite: EspSuite::Aes128Gcm16,
         mode: Mode::Transport,
         esn: false,
+        replay_window: 4096,
         encap: None,
         local_ts: Vec::new(),
         remote_ts: Vec::new(),
@@ -136,7 +137,11 @@ fn a_shared_counter_mode_key_gets_no_numbers_before_its_proof_and_none_after_a_b
     let installed = stored
         .add(sa("a", 0x1000, shared(1)), SubscriberHandle(3))
         .unwrap();
-    assert_eq!(installed.start, StoredStart::default());
+    let nothing = SharedStart::default();
+    assert_eq!(
+        (installed.start.to_peer, installed.start.to_terminal),
+        (nothing, nothing)
+    );
     let key = key_of(stored.find("a").unwrap());
     let wanted = Wanted {
         limit: BLOCK,
