@@ -57,7 +57,7 @@ impl Plan {
         Self {
             rounds: if quick { 1 } else { 7 },
             short_rounds: if quick { 5 } else { 15 },
-            sharing: if quick { seconds(5, 20) } else { seconds(10, 60) },
+            sharing: if quick { seconds(4, 14) } else { seconds(10, 60) },
             cost: Duration::from_secs(if quick { 2 } else { 5 }),
             quick,
         }
