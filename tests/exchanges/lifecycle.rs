@@ -354,3 +354,54 @@ fn a_child_sa_rekeyed_while_the_ike_sa_is() {
         assert_ne!(ike_of(&world.ends[0], world.now), ike[0]);
     }
 }
+
+/// A new IKE SA takes over: established before the old one is deleted, and its CHILD SA in place of the old one's.
+#[test]
+fn reauthentication_makes_before_it_breaks() {
+    for by in [0, 1] {
+        let mut world = established();
+        world.run_for(Duration::from_secs(60));
+        let old = world.only_children();
+        let ike = ike_of(&world.ends[by], world.now);
+        for end in &mut world.ends {
+            end.commands.clear();
+        }
+        world.ends[by].endpoint.reauthenticate(world.now, ike).unwrap();
+        world.collect(by);
+        world.run_for(Duration::from_secs(1));
+        assert!(world.ends.iter().all(|end| end.children.len() == 2));
+        let news = world.ends[by].commands.iter().find_map(|command| match command {
+            Command::ChildEstablished { replaces, .. } => Some(*replaces),
+            _ => None,
+        });
+        assert_eq!(news, Some(Some(old[by].spi_in)));
+        world.rest();
+        let [a, b] = world.only_children();
+        assert_mirror(&a, &b);
+        assert_ne!(a.spi_in, old[0].spi_in);
+        assert_ne!(ike_of(&world.ends[by], world.now), ike);
+        // Both sides find the old one redundant; one of them says so first.
+        let over = closed(&world.ends[by]);
+        assert!(
+            matches!(over[..], [FailReason::Redundant | FailReason::DeletedByPeer]),
+            "{over:?}"
+        );
+    }
+}
+
+#[test]
+fn an_ike_sa_of_ours_is_authenticated_anew_when_it_is_old() {
+    let config = Config {
+        reauth_after: Some(Duration::from_secs(100)),
+        ..quiet()
+    };
+    let mut world = World::pair_with(1, config, policy(), policy());
+    world.initiate(1, v4(1), v4(2)).unwrap();
+    world.run_for(Duration::from_secs(350));
+    let proofs = world
+        .trace
+        .iter()
+        .filter(|line| line.contains("IKE_AUTH request"));
+    assert_eq!(proofs.count(), 4, "{:#?}", world.trace);
+    world.only_children();
+}
