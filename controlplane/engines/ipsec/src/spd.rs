@@ -283,6 +283,16 @@ impl Spd {
     }
 
     fn search(&self, query: &Query) -> Option<Rank> {
+        self.search_counted(query).0
+    }
+
+    /// What [`Spd::lookup`] does for this packet: look-ups by address and entries compared. For tests and benchmarks.
+    pub fn effort(&self, query: &Query) -> usize {
+        self.search_counted(query).1
+    }
+
+    fn search_counted(&self, query: &Query) -> (Option<Rank>, usize) {
+        let mut effort = 0;
         let mut best: Option<Rank> = None;
         let beats = |rank: &Rank, best: &Option<Rank>| best.is_none_or(|best| *rank < best);
         let v4 = query.flow.source.is_ipv4();
@@ -291,6 +301,7 @@ impl Spd {
             if !bucket.ranks.first().is_some_and(|rank| beats(rank, &best)) {
                 continue;
             }
+            effort += 1;
             let masked = (mask(v4, source, shape.1), mask(v4, destination, shape.2));
             let found = bucket
                 .by_address
@@ -298,6 +309,7 @@ impl Spd {
                 .into_iter()
                 .flatten()
                 .take_while(|rank| beats(rank, &best))
+                .inspect(|_| effort += 1)
                 .find(|rank| self.concerns(rank, query));
             best = found.copied().or(best);
         }
@@ -305,8 +317,9 @@ impl Spd {
             .ranges
             .iter()
             .take_while(|rank| beats(rank, &best))
+            .inspect(|_| effort += 1)
             .find(|rank| self.concerns(rank, query));
-        among_ranges.copied().or(best)
+        (among_ranges.copied().or(best), effort)
     }
 
     fn concerns(&self, rank: &Rank, query: &Query) -> bool {

@@ -217,12 +217,11 @@ fn a_packet_shows_its_tos_or_its_traffic_class_and_flow_label() {
     assert_eq!((query.tos, query.flow_label), (0xb8, 0xabcde));
 }
 
-/// Cost of a decision with 10 and with 100,000 host entries, in look-ups of the table: counted by time, with a
-/// margin wide enough for a busy machine.
+/// In look-ups and comparisons, which a busy machine does not change: one of each, however many entries there are.
 #[test]
-fn a_hundred_thousand_hosts_cost_little_more_than_ten() {
+fn a_hundred_thousand_hosts_take_no_more_comparisons_than_ten() {
     let host = |n: u32| IpAddr::from((0x0a00_0000 + n).to_be_bytes());
-    let fill = |count: u32| {
+    for count in [10, 1000, 100_000] {
         let mut spd = Spd::new(1 << 20, 1024, 3);
         for id in 0..count {
             let selector = PolicySelector {
@@ -231,26 +230,17 @@ fn a_hundred_thousand_hosts_cost_little_more_than_ten() {
             };
             spd.insert(policy(id, selector)).unwrap();
         }
-        spd
-    };
-    let cost = |spd: &Spd, count: u32| {
-        let best = (0..5).map(|_| {
-            let start = std::time::Instant::now();
-            for n in 0..20_000u32 {
-                let flow = Flow {
-                    source: host(n.wrapping_mul(2_654_435_761) % count),
-                    destination: host(1),
-                    protocol: 6,
-                    source_port: Some(1),
-                    destination_port: Some(2),
-                };
-                assert!(std::hint::black_box(spd.lookup(&Query::of(flow))).is_some());
-            }
-            start.elapsed()
-        });
-        best.min().unwrap()
-    };
-    let (small, large) = (fill(10), fill(100_000));
-    let (few, many) = (cost(&small, 10), cost(&large, 100_000));
-    assert!(many < few * 20, "10 entries: {few:?}, 100,000: {many:?}");
+        for n in 0..1000u32 {
+            let flow = Flow {
+                source: host(n.wrapping_mul(2_654_435_761) % count),
+                destination: host(1),
+                protocol: 6,
+                source_port: Some(1),
+                destination_port: Some(2),
+            };
+            let query = Query::of(flow);
+            assert!(spd.lookup(&query).is_some());
+            assert_eq!(spd.effort(&query), 2, "{count} entries");
+        }
+    }
 }
