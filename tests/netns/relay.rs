@@ -251,6 +251,8 @@ fn connections_of_a_killed_daemon_end_cleanly() {
         .expect("a transfer starts");
     std::thread::sleep(Duration::from_secs(3));
     stack.kill_daemon();
+    // Its worker lets go of the store only when the kernel has taken its sockets apart.
+    std::thread::sleep(Duration::from_secs(1));
     stack.start_daemon().expect("the daemon starts again");
     stack.lab.peer().forget().expect("swanctl runs");
     let again = (0..60).any(|_| ping(&stack.lab, Node::Ta, &peer, 1));
