@@ -9,9 +9,7 @@ use hmac::{Hmac, Mac};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 use towpath_base::Key;
-use towpath_base::crypto::{
-    CryptoError, DhGroup, KeyGenerator, Prf, Rng, Secret, SkCipher, SkKeys, SkParts,
-};
+use towpath_base::crypto::{CryptoError, DhGroup, KeyGenerator, Prf, Rng, Secret, SkCipher, SkKeys, SkParts};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// The proposal it speaks.

@@ -53,7 +53,10 @@ fn instructions(root: &Path) -> Result<Record> {
     })?;
     let mut by_ike = Vec::new();
     for arm in ARMS {
-        let title = format!("counting instructions of one SA set-up by IKE, {}", arm.join(", "));
+        let title = format!(
+            "counting instructions of one SA set-up by IKE, {}",
+            arm.join(", ")
+        );
         by_ike.push((arm, ui::step(&title, || collected(&program("by_ike"), arm))?));
     }
     let ([_, default], first) = *by_ike.first().context("there is an arm to measure")?;

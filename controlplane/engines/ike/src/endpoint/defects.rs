@@ -99,7 +99,14 @@ fn unexpected_eap_proves_nothing() {
     let id = |name: &str| Payload::IdI((&IkeId::Fqdn(name.into())).into());
     // As initiator: EAP-Success in place of AUTH.
     let mut pair = after(2);
-    let message = forge(&pair, 1, ExchangeType::IKE_AUTH, true, 1, chain(core::slice::from_ref(&eap)));
+    let message = forge(
+        &pair,
+        1,
+        ExchangeType::IKE_AUTH,
+        true,
+        1,
+        chain(core::slice::from_ref(&eap)),
+    );
     let _ = deliver(&mut pair, 0, &message);
     let told = commands(&mut pair[0]);
     assert_eq!(installed(&told), 0);

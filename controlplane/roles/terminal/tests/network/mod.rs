@@ -382,7 +382,7 @@ impl Network {
             Operation::Install {
                 class: Class::None,
                 replaces,
-            standby: false,
+                standby: false,
                 sa,
             },
         );
