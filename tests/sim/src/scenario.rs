@@ -238,6 +238,9 @@ impl Scenario {
                         connection: network,
                     },
                     handshake: self.handshake,
+                    // A burst of loss lasts a number of packets: giving up an opening would be right, and is
+                    // tested elsewhere.
+                    open_timeout: SLOWEST - Instant::ZERO,
                     ..SplitConfig::default()
                 };
                 Some(Box::new(SplitMiddle::new(
