@@ -12,10 +12,12 @@
 //! Every SA has exactly one sending owner, hence one counter: this version runs one worker for all queues.
 //! Nothing here allocates per ESP packet, locks, or logs.
 
+mod counters;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -36,6 +38,8 @@ use towpath_kernel::{RawIpSender, SendError};
 use towpath_tcp::relay::rules::Rules;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
+
+pub use counters::Counters;
 
 use crate::datapath::{
     Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey, StoredStart, Tap,
@@ -100,70 +104,6 @@ pub struct Flows {
     pub flows: Vec<FlowView>,
     /// Numbers of all of them.
     pub totals: RelayTotals,
-}
-
-/// Counters of a worker; written by its thread alone, read by anyone.
-#[derive(Debug)]
-pub struct Counters {
-    /// Packets sent on through a transmit ring.
-    pub forwarded: AtomicU64,
-    /// Packets sent on through the kernel, because routing or neighbour were not known.
-    pub through_kernel: AtomicU64,
-    /// Packets handed to the control thread.
-    pub to_control: AtomicU64,
-    /// Packets the TCP relay took.
-    pub relay_in: AtomicU64,
-    /// Packets the TCP relay made.
-    pub relay_out: AtomicU64,
-    drops: [AtomicU64; DropReason::COUNT],
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            forwarded: AtomicU64::new(0),
-            through_kernel: AtomicU64::new(0),
-            to_control: AtomicU64::new(0),
-            relay_in: AtomicU64::new(0),
-            relay_out: AtomicU64::new(0),
-            drops: [const { AtomicU64::new(0) }; DropReason::COUNT],
-        }
-    }
-}
-
-impl Counters {
-    fn dropped(&self, reason: DropReason) {
-        if let Some(counter) = self.drops.get(reason as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Name, text and count of everything that is not a drop.
-    pub fn totals(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
-        [
-            ("forwarded", "sent on through a transmit ring", &self.forwarded),
-            (
-                "through_kernel",
-                "sent on through the kernel: next hop not known yet",
-                &self.through_kernel,
-            ),
-            ("to_control", "handed to the control thread", &self.to_control),
-            ("relay_in", "TCP segments taken by the relay", &self.relay_in),
-            ("relay_out", "TCP segments made by the relay", &self.relay_out),
-        ]
-        .map(|(name, text, counter)| (name, text, counter.load(Ordering::Relaxed)))
-        .into_iter()
-    }
-
-    /// Drops by reason, those that happened.
-    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        let counts = self.drops.iter().map(|counter| counter.load(Ordering::Relaxed));
-        DropReason::ALL
-            .iter()
-            .copied()
-            .zip(counts)
-            .filter(|(_, count)| *count > 0)
-    }
 }
 
 /// The control thread's end of a worker. Dropping it stops the worker.
