@@ -114,7 +114,10 @@ mod tests {
             let mut decryptor = AwsLcEsp.decryptor(suite, &keys.cipher).unwrap();
             decryptor.decrypt(&iv, &mut payload).unwrap();
             assert_eq!(payload, vec![3; 64], "{suite}");
-            assert!(AwsLcEsp.decryptor(suite, &keys.integrity).is_err(), "{suite}");
+            // A key of the wrong length is refused; AES-256 and HMAC-SHA2-256 happen to have one length.
+            if keys.integrity.len() != keys.cipher.len() {
+                assert!(AwsLcEsp.decryptor(suite, &keys.integrity).is_err(), "{suite}");
+            }
         }
     }
 }

@@ -58,8 +58,8 @@ fn policy(end: &str, auth: &str, proposal: &str) -> Outcome<Policy> {
     let other = if end == "a" { "b" } else { "a" };
     let certified = auth != "psk";
     Ok(Policy {
-        local_id: IkeId::Fqdn(format!("{end}.test").into()),
-        remote_id: Some(IkeId::Fqdn(format!("{other}.test").into())),
+        local_id: IkeId::Fqdn(format!("{end}.test")),
+        remote_id: Some(IkeId::Fqdn(format!("{other}.test"))),
         psk: Psk::new(if certified {
             Vec::new()
         } else {
@@ -117,9 +117,7 @@ impl Sockets {
             let socket = UdpSocket::bind((address, port))?;
             socket.set_nonblocking(true)?;
             setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-            for size in [4 << 20] {
-                setsockopt(&socket, sockopt::RcvBuf, &size)?;
-            }
+            setsockopt(&socket, sockopt::RcvBuf, &(4 << 20))?;
             Ok(socket)
         };
         Ok(Self([open(PORTS[0])?, open(PORTS[1])?]))

@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         for len in [1, 2, 3, 47, 48, 49, 100] {
-            let der: Vec<u8> = (0..len).map(|byte| byte as u8 * 7).collect();
+            let der: Vec<u8> = (0..len).map(|byte: u8| byte.wrapping_mul(7)).collect();
             let two = format!(
                 "{}text between\n{}",
                 *encode("CERTIFICATE", &der),
