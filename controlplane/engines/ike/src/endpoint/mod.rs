@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 
 use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
-use towpath_base::ids::{IkeSpi, Spi};
+use towpath_base::ids::IkeSpi;
 use towpath_common::DropReason;
 
 use crate::command::{Command, FailReason, IkeSaInfo, IkeSaKeys, Role, Transmit};
