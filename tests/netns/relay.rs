@@ -150,7 +150,7 @@ fn flows_are_shown_while_they_last() {
         let flows = shown["flows"].as_array().cloned().unwrap_or_default();
         let flow = flows
             .iter()
-            .find(|flow| flow["network_port"] == Value::from(7007))
+            .find(|flow| flow["network_port"] == 7007)
             .unwrap_or_else(|| panic!("no flow to port 7007: {shown}"));
         assert_eq!(flow["subscriber"], Value::from("ta"));
         assert_eq!(flow["opener"], Value::from("terminal"));
