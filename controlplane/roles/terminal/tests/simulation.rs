@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use network::{Dice, Network, Output, Script, take_apart, udp_packet};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{EspSuite, Lifetime, Mode};
+use towpath_base::sa::{EspCipher, EspSuite, Lifetime, Mode};
 use towpath_base::selector::{Prefix, TrafficSelector};
 use towpath_base::{DropReason, Instant, SecretKey, SubscriberHandle};
 use towpath_ipsec::locate;
@@ -387,7 +387,9 @@ impl World {
 
 #[test]
 fn whatever_the_wire_does_the_terminal_gets_its_sas_and_nothing_comes_twice() {
-    let suites = EspSuite::ALL;
+    // Without a cipher there is nothing to keep from the wire.
+    let encrypts = |suite: &EspSuite| suite.cipher() != EspCipher::Null;
+    let suites: Vec<_> = EspSuite::ALL.iter().copied().filter(encrypts).collect();
     for seed in 1..=24 {
         let script = Script {
             suite: suites[seed as usize % suites.len()],
