@@ -196,7 +196,7 @@ pub fn write(der: &[u8], f: &mut impl Write) -> fmt::Result {
     Ok(())
 }
 
-/// Reads `C=CH, O=Towpath, CN=host`: types as in [`TYPES`], commas in values as `\,`. `None` if it is not a name.
+/// Reads `C=CH, O=Towpath, CN=host`: types as in `TYPES`, commas in values as `\,`. `None` if it is not a name.
 pub fn parse(text: &str) -> Option<Vec<u8>> {
     let mut names = Vec::new();
     for part in split(text) {

@@ -101,7 +101,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
 
     /// Whoever receives on a CHILD SA that was announced is ready for it. The answer to a peer's rekeying, which was
     /// held back until then, goes out, and so does the Delete of what a rekeying of ours replaced; without this call
-    /// both do after [`Config::ready_within`].
+    /// both do after [`Config::ready_within`](crate::Config::ready_within).
     ///
     /// # Errors
     /// [`UnknownSa`]: it has ended meanwhile.
