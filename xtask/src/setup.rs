@@ -34,6 +34,7 @@ const LAB: &[&str] = &[
     "iputils-ping",
     "tcpdump",
     "tcpreplay",
+    "tshark",
     "kmod",
     "busybox-static",
     "user-mode-linux",
@@ -45,7 +46,7 @@ const LAB: &[&str] = &[
 ];
 
 /// Packages of the benchmarks.
-const BENCH: &[&str] = &["valgrind", "binutils-arm-none-eabi"];
+const BENCH: &[&str] = &["valgrind", "binutils-arm-none-eabi", "openssl"];
 
 /// Where bpf-linker is: the repository's own tools first, then PATH.
 pub fn bpf_linker(root: &Path) -> Option<PathBuf> {
