@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::sh::{Cmd, Output, Usage};
+use crate::sh::{Cmd, Output, Usage, last_lines};
 use crate::ui::Step;
 
 /// The host's triple: instrumentation must not reach build scripts, hence a target of its own.
@@ -217,7 +217,7 @@ fn fuzz(root: &Path, places: &Places, target: &str, args: &Args) -> Result<Outco
         step.done(text);
     } else {
         step.failed(text);
-        eprintln!("{}", tail(&output.stderr, 40));
+        eprintln!("{}", last_lines(&output.stderr, 40));
     }
     if args.keep {
         keep(places, target, &grown, &committed)?;
@@ -264,13 +264,6 @@ fn read(target: &str, seconds: u64, output: &Output) -> Outcome {
         // A process that ends badly without a unit (out of memory in the harness) is a finding without a file.
         finding: finding.or_else(|| (!output.ok()).then(PathBuf::new)),
     }
-}
-
-fn tail(text: &str, lines: usize) -> String {
-    let all: Vec<_> = text.lines().collect();
-    all.get(all.len().saturating_sub(lines)..)
-        .unwrap_or(&[])
-        .join("\n")
 }
 
 #[cfg(test)]

@@ -225,6 +225,14 @@ pub fn which(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// The last lines of a text.
+pub fn last_lines(text: &str, count: usize) -> String {
+    let all: Vec<_> = text.lines().collect();
+    all.get(all.len().saturating_sub(count)..)
+        .unwrap_or(&[])
+        .join("\n")
+}
+
 /// Whether this process is root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()

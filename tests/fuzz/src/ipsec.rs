@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use towpath_base::Spi;
-use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors};
+use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
+use towpath_base::testutil::esp_keys;
 
 /// SPI of what the local end receives.
 pub const SPI_IN: Spi = Spi(0x1001);
@@ -24,7 +25,6 @@ pub fn addresses(v6: bool) -> [IpAddr; 2] {
 /// An SA under keys everybody knows.
 pub fn child(suite: EspSuite, v6: bool, tunnel: bool) -> ChildSa {
     let [local, remote] = addresses(v6);
-    let keys = |fill| EspKeys::split(suite, &vec![fill; suite.key_material_len()]).expect("lengths fit");
     ChildSa {
         local,
         remote,
@@ -34,8 +34,8 @@ pub fn child(suite: EspSuite, v6: bool, tunnel: bool) -> ChildSa {
         encap: None,
         spi_in: SPI_IN,
         spi_out: Spi(0x2002),
-        keys_in: keys(1),
-        keys_out: keys(2),
+        keys_in: esp_keys(suite, 1),
+        keys_out: esp_keys(suite, 2),
         local_ts: Selectors::one(TrafficSelector::any_of(
             if v6 { "::/0" } else { "0.0.0.0/0" }.parse().expect("a prefix"),
         )),

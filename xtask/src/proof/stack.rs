@@ -11,7 +11,7 @@ use super::judge::{RESERVED_SPI, keys_of_log};
 use super::scenario::Class;
 use crate::lab::state::{Process, wait_for};
 use crate::lab::{Family, Lab, Mode, Node, psk};
-use crate::sh::Cmd;
+use crate::sh::{Cmd, last_lines};
 
 /// How long a command of ours may take.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -172,9 +172,7 @@ impl Stack {
     /// A log's last lines.
     pub fn tail(&self, name: &str, lines: usize) -> String {
         let text = fs::read(self.lab.log_file(name)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        last_lines(&String::from_utf8_lossy(&text), lines)
     }
 
     /// Adds a subscriber and writes its terminal's configuration.

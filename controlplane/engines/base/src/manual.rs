@@ -287,10 +287,7 @@ fn wrong_length(len: usize, expected: usize, suite: EspSuite, what: &str) -> Str
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn keys(suite: EspSuite, fill: u8) -> EspKeys {
-        EspKeys::split(suite, &alloc::vec![fill; suite.key_material_len()]).unwrap()
-    }
+    use crate::testutil::esp_keys as keys;
 
     fn sa(suite: EspSuite, keys: ManualKeys) -> ManualSa {
         ManualSa {

@@ -187,6 +187,17 @@ pub struct UdpEncap {
     pub remote_port: u16,
 }
 
+impl UdpEncap {
+    /// The same encapsulation described by the other side.
+    #[must_use]
+    pub const fn mirrored(self) -> Self {
+        Self {
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+        }
+    }
+}
+
 /// Limits of an SA (RFC 4301 §4.4.2.1). Zero means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -299,6 +310,28 @@ pub struct ChildSa {
     pub remote_ts: Selectors,
     /// Limits.
     pub lifetime: Lifetime,
+}
+
+impl ChildSa {
+    /// The same SAs described from their remote end.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            suite: self.suite,
+            mode: self.mode,
+            esn: self.esn,
+            encap: self.encap.map(UdpEncap::mirrored),
+            spi_in: self.spi_out,
+            spi_out: self.spi_in,
+            keys_in: self.keys_out.clone(),
+            keys_out: self.keys_in.clone(),
+            local_ts: self.remote_ts,
+            remote_ts: self.local_ts,
+            lifetime: self.lifetime,
+        }
+    }
 }
 
 /// A pair of AH SAs (RFC 4302), described from its **local** end.

@@ -1,6 +1,7 @@
 //! For tests and simulations only.
 
 use crate::crypto::Rng;
+use crate::sa::{EspKeys, EspSuite};
 
 /// A random-looking sequence that repeats for the same seed (SplitMix64). **Not** for keys outside tests.
 #[derive(Debug, Clone)]
@@ -39,4 +40,15 @@ impl Rng for SeededRng {
             }
         }
     }
+}
+
+/// Keys of `suite` that everybody can tell: every byte is `fill`.
+///
+/// # Panics
+/// Never: the material has the suite's own length.
+pub fn esp_keys(suite: EspSuite, fill: u8) -> EspKeys {
+    let material = [fill; 2 * crate::key::MAX_KEY_LEN];
+    let keys = material.get(..suite.key_material_len());
+    keys.and_then(|material| EspKeys::split(suite, material))
+        .expect("the suite's own length")
 }

@@ -20,6 +20,9 @@ const MAX_V4: usize = 576;
 /// Most bytes of an ICMP error over IPv6 (RFC 4443 §2.4 c).
 const MAX_V6: usize = 1280;
 
+/// An ICMP error may quote a packet sent this many packets ago, no earlier.
+pub const PLAUSIBLE: u64 = 1 << 16;
+
 /// Longest packet [`write_too_big`] makes.
 pub const MAX_LEN: usize = MAX_V6;
 
@@ -141,6 +144,22 @@ pub struct TooBig {
     pub spi: Spi,
     /// Low 32 bits of its sequence number.
     pub sequence: u32,
+}
+
+impl TooBig {
+    /// Whether it quotes a packet that a sender may have sent lately (RFC 4301 §8.2.1): its `protocol`, addresses and
+    /// SPI, and a number among the last [`PLAUSIBLE`] up to `last_sequence`.
+    pub(crate) fn is_about(
+        &self,
+        protocol: u8,
+        (source, destination, spi): (IpAddr, IpAddr, Spi),
+        last_sequence: u64,
+    ) -> bool {
+        let theirs = (self.protocol, self.source, self.destination, self.spi);
+        // Only the low half is quoted; the difference is the same.
+        let ago = (last_sequence as u32).wrapping_sub(self.sequence);
+        theirs == (protocol, source, destination, spi) && u64::from(ago) < PLAUSIBLE.min(last_sequence)
+    }
 }
 
 /// Reads an ICMP or ICMPv6 packet.

@@ -20,8 +20,6 @@ use crate::shape::Shape;
 
 /// Last number used with ESN: one bit is left for the half of the IV space, nobody gets that far.
 const LAST_ESN: u64 = u64::MAX >> 1;
-/// An ICMP error may quote a packet sent this many packets ago, no earlier.
-pub const PLAUSIBLE: u64 = 1 << 16;
 /// Longest IV of any suite.
 const MAX_IV: usize = 16;
 
@@ -104,13 +102,7 @@ impl<T: EspTransform> OutboundSa<T> {
         (self.local, self.remote) = (self.remote, self.local);
         (self.sources, self.destinations) = (self.destinations, self.sources);
         self.encap = match self.encap {
-            Some(UdpEncap {
-                local_port,
-                remote_port,
-            }) => Some(UdpEncap {
-                local_port: remote_port,
-                remote_port: local_port,
-            }),
+            Some(encap) => Some(encap.mirrored()),
             None => None,
         };
         self.spi = spi;
@@ -211,16 +203,13 @@ impl<T: EspTransform> OutboundSa<T> {
     }
 
     /// Believes a "too big" that quotes a packet this SA may have sent lately (RFC 4301 §8.2.1): addresses, SPI, and a
-    /// sequence number among the last [`PLAUSIBLE`]. Returns the new path MTU, `None` if it changes nothing.
+    /// sequence number among the last [`icmp::PLAUSIBLE`](crate::icmp::PLAUSIBLE). Returns the new path MTU, `None` if it changes nothing.
     ///
     /// # Errors
     /// [`DropReason::IcmpNotOurs`] if it is not plausible.
     pub fn on_too_big(&mut self, now: Instant, told: &TooBig) -> Result<Option<u16>, DropReason> {
-        let ours = told.protocol == protocol::ESP
-            && (told.source, told.destination, told.spi) == (self.local, self.remote, self.spi);
-        // Only the low half is quoted; the difference is the same.
-        let ago = (self.last_sequence as u32).wrapping_sub(told.sequence);
-        if !ours || u64::from(ago) >= PLAUSIBLE.min(self.last_sequence) {
+        let ends = (self.local, self.remote, self.spi);
+        if !told.is_about(protocol::ESP, ends, self.last_sequence) {
             return Err(DropReason::IcmpNotOurs);
         }
         Ok(self.path_mtu.learn(now, told.mtu, self.local.is_ipv4()))

@@ -320,7 +320,7 @@ fn esp_inside_ah_opens_in_the_other_order() {
         ah.bundled = true;
         let (mut ah_out, mut ah_in) = pair(&ah);
         let mut esp_out = OutboundSa::new(&SoftEsp, NOW, &esp).unwrap();
-        let mut esp_in = InboundSa::<_>::new(&SoftEsp, NOW, &common::mirror(&esp)).unwrap();
+        let mut esp_in = InboundSa::<_>::new(&SoftEsp, NOW, &esp.mirrored()).unwrap();
         let plain = udp(local(v6), remote(v6), b"both");
         let mut packet = Packet::new(&plain);
         packet.with(|p| esp_out.seal(NOW, p, &mut TestRng(1))).unwrap();

@@ -27,7 +27,7 @@ fn chain(peer_sa: &ChildSa) -> Chain {
         keys_out: segment_out.clone(),
         ..peer_sa.clone()
     };
-    let far = mirror(peer_sa);
+    let far = peer_sa.mirrored();
     Chain {
         terminal: (
             OutboundSa::new(&SoftEsp, NOW, &terminal_sa).unwrap(),

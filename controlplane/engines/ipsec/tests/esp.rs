@@ -19,7 +19,7 @@ type In = InboundSa<SoftTransform>;
 
 fn pair(sa: &towpath_base::sa::ChildSa) -> (Out, In) {
     let sender = OutboundSa::new(&SoftEsp, NOW, sa).unwrap();
-    let receiver = InboundSa::new(&SoftEsp, NOW, &mirror(sa)).unwrap();
+    let receiver = InboundSa::new(&SoftEsp, NOW, &sa.mirrored()).unwrap();
     (sender, receiver)
 }
 

@@ -136,7 +136,7 @@ fn manual_full(seed: u64, recorder: &Recorder, jump_ahead: bool) -> u64 {
         ..peer_sa.clone()
     };
     let mut terminal = OutboundSa::new(recorder, NOW, &terminal_sa).unwrap();
-    let mut peer_in: InboundSa<_> = InboundSa::new(recorder, NOW, &mirror(&peer_sa)).unwrap();
+    let mut peer_in: InboundSa<_> = InboundSa::new(recorder, NOW, &peer_sa.mirrored()).unwrap();
     let mut disks = [Disk::default(); 2];
     let mut rng = TestRng(seed);
     let mut delivered = 0;
@@ -248,7 +248,7 @@ fn shared(seed: u64, recorder: &Recorder, ivs: Ivs, change: Option<Ivs>, suite: 
         sequence: random.below(1000),
         ivs,
     };
-    let mut receiver: InboundSa<_> = InboundSa::new(recorder, NOW, &mirror(&sa)).unwrap();
+    let mut receiver: InboundSa<_> = InboundSa::new(recorder, NOW, &sa.mirrored()).unwrap();
     let (mut disk, mut rng, mut tally) = (SharedStart::default(), TestRng(seed), Tally::default());
     let mut stage = Stage::Probation;
     for life in 0..4u64 {

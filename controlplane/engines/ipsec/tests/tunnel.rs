@@ -22,7 +22,7 @@ const NOW: Instant = Instant::from_secs(1);
 
 fn pair(sa: &towpath_base::sa::ChildSa) -> (OutboundSa<SoftTransform>, InboundSa<SoftTransform>) {
     let sender = OutboundSa::new(&SoftEsp, NOW, sa).unwrap();
-    (sender, InboundSa::new(&SoftEsp, NOW, &mirror(sa)).unwrap())
+    (sender, InboundSa::new(&SoftEsp, NOW, &sa.mirrored()).unwrap())
 }
 
 /// A UDP packet that routers may fragment.

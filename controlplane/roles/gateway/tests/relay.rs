@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use towpath_base::crypto::Rng;
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
+use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
 use towpath_base::selector::TrafficSelector;
+use towpath_base::testutil::esp_keys as keys;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_fabric::{GatewayKeys, GatewaySa, InspectKeys};
 use towpath_gateway::datapath::{Arrival, Datapath, Disposition, SaKey};
@@ -48,10 +49,6 @@ impl Rng for TestRng {
     }
 }
 
-fn keys(suite: EspSuite, fill: u8) -> EspKeys {
-    EspKeys::split(suite, &vec![fill; suite.key_material_len()]).unwrap()
-}
-
 fn child(local: IpAddr, remote: IpAddr, spi: u32, fill: u8, shape: Shape) -> ChildSa {
     ChildSa {
         local,
@@ -70,20 +67,6 @@ fn child(local: IpAddr, remote: IpAddr, spi: u32, fill: u8, shape: Shape) -> Chi
         local_ts: Selectors::one(TrafficSelector::host(local)),
         remote_ts: Selectors::one(TrafficSelector::host(remote)),
         lifetime: Lifetime::default(),
-    }
-}
-
-fn reversed(sa: &ChildSa) -> ChildSa {
-    ChildSa {
-        local: sa.remote,
-        remote: sa.local,
-        spi_in: sa.spi_out,
-        spi_out: sa.spi_in,
-        keys_in: sa.keys_out.clone(),
-        keys_out: sa.keys_in.clone(),
-        local_ts: sa.remote_ts,
-        remote_ts: sa.local_ts,
-        ..sa.clone()
     }
 }
 
@@ -284,7 +267,7 @@ impl World {
         let answer = Endpoint::listen(now, host(80, 4000), SeqNum(99));
         let ends = [
             End::new(now, &segment(&sa, 11), dial, true),
-            End::new(now, &reversed(&sa), answer, false),
+            End::new(now, &sa.mirrored(), answer, false),
         ];
         Self::of(now, path, ends)
     }
@@ -504,7 +487,7 @@ fn a_connection_goes_on_through_a_rekeying_and_no_packet_is_lost() {
         });
         // The peer has it first, the terminal after its key transfer; the old one goes last.
         let now = world.now;
-        world.ends[1].give(now, &reversed(&new));
+        world.ends[1].give(now, &new.mirrored());
         world.path.install(now, &full(&new, 20 * round + 10)).unwrap();
         let ack = world.now + Duration::from_millis(60);
         world.run_until(Duration::from_secs(1), |world| world.now >= ack);
@@ -544,7 +527,7 @@ fn between_two_terminals_the_connection_is_relayed_once_and_both_sides_are_radio
         let now = Instant::from_secs(1);
         let sa = child(a, b, 0x1000, 1, PLAIN);
         let mut path = Datapath::new(SoftEsp, 16).with_relay(RelayConfig::default(), IsnSecret([3, 4]));
-        let mut far = full(&reversed(&sa), 21);
+        let mut far = full(&sa.mirrored(), 21);
         far.subscriber = SubscriberHandle(2);
         path.install(now, &full(&sa, 11)).unwrap();
         path.install(now, &far).unwrap();
@@ -555,7 +538,7 @@ fn between_two_terminals_the_connection_is_relayed_once_and_both_sides_are_radio
             End::new(now, &segment(&sa, 11), endpoints[first].take().unwrap(), true),
             End::new(
                 now,
-                &segment(&reversed(&sa), 21),
+                &segment(&sa.mirrored(), 21),
                 endpoints[second].take().unwrap(),
                 true,
             ),
@@ -661,7 +644,7 @@ fn connections_whose_relay_died_are_reset_at_both_ends_at_once() {
     let now = world.now;
     world.path = Datapath::new(SoftEsp, 16).with_relay(RelayConfig::default(), IsnSecret([8, 9]));
     world.path.install(now, &full(&new, 80)).unwrap();
-    world.ends[1].give(now, &reversed(&new));
+    world.ends[1].give(now, &new.mirrored());
     world.ends[0].give(now, &segment(&new, 80));
     world.run_until(Duration::from_secs(5), |world| {
         world
@@ -736,7 +719,7 @@ fn snoop_repeats_the_peers_own_packet_where_the_gateway_may_only_look() {
         // The keys of the two ends are the same: nobody sits between them.
         let ends = [
             End::new(now, &sa, dial, true),
-            End::new(now, &reversed(&sa), answer, false),
+            End::new(now, &sa.mirrored(), answer, false),
         ];
         // An acknowledgment that says something new has to pass as it is, with what it says of holes.
         snooped(World::of(now, path, ends), 2);

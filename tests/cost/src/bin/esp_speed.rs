@@ -14,8 +14,9 @@ use std::time::Instant as Clock;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors};
+use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
+use towpath_base::testutil::esp_keys as keys;
 use towpath_base::{Instant, Spi};
 use towpath_cost::{PEER, TERMINAL};
 use towpath_crypto::esp::AwsLcTransform;
@@ -60,10 +61,6 @@ fn main() {
         ["memory", sas] => memory(number(sas)),
         _ => panic!("raw BYTES ROUNDS | many SAS ROUNDS | suite NAME ROUNDS | memory SAS"),
     }
-}
-
-fn keys(suite: EspSuite, seed: u8) -> EspKeys {
-    EspKeys::split(suite, &vec![seed; suite.key_material_len()]).expect("material of the suite's length")
 }
 
 fn child(suite: EspSuite, spi: u32) -> ChildSa {

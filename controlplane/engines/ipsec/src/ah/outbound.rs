@@ -13,7 +13,7 @@ use crate::icmp::TooBig;
 use crate::ip::{self, Ip, Walk};
 use crate::lifetime::Meter;
 use crate::locate::Flow;
-use crate::outbound::{PLAUSIBLE, Sealed};
+use crate::outbound::Sealed;
 use crate::outer::{self, Inner, OuterPolicy};
 use crate::pmtu::PathMtu;
 
@@ -122,16 +122,13 @@ impl<I: IcvTransform> AhOutbound<I> {
     }
 
     /// Believes a "too big" that quotes a packet this SA may have sent lately (RFC 4301 §8.2.1): addresses, SPI, and a
-    /// sequence number among the last [`PLAUSIBLE`]. Returns the new path MTU, `None` if it changes nothing.
+    /// sequence number among the last [`icmp::PLAUSIBLE`](crate::icmp::PLAUSIBLE). Returns the new path MTU, `None` if it changes nothing.
     ///
     /// # Errors
     /// [`DropReason::IcmpNotOurs`] if it is not plausible.
     pub fn on_too_big(&mut self, now: Instant, told: &TooBig) -> Result<Option<u16>, DropReason> {
-        let ours = told.protocol == protocol::AH
-            && (told.source, told.destination, told.spi) == (self.local, self.remote, self.spi);
-        // Only the low half is quoted; the difference is the same.
-        let ago = (self.last_sequence as u32).wrapping_sub(told.sequence);
-        if !ours || u64::from(ago) >= PLAUSIBLE.min(self.last_sequence) {
+        let ends = (self.local, self.remote, self.spi);
+        if !told.is_about(protocol::AH, ends, self.last_sequence) {
             return Err(DropReason::IcmpNotOurs);
         }
         Ok(self.path_mtu.learn(now, told.mtu, self.local.is_ipv4()))

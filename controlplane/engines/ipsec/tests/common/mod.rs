@@ -101,25 +101,6 @@ pub fn child(suite: EspSuite, mode: Mode, outer_v6: bool, inner_v6: bool, encap:
     }
 }
 
-/// The same SA as its other end describes it.
-pub fn mirror(sa: &ChildSa) -> ChildSa {
-    ChildSa {
-        local: sa.remote,
-        remote: sa.local,
-        spi_in: sa.spi_out,
-        spi_out: sa.spi_in,
-        keys_in: sa.keys_out.clone(),
-        keys_out: sa.keys_in.clone(),
-        local_ts: sa.remote_ts,
-        remote_ts: sa.local_ts,
-        encap: sa.encap.map(|e| UdpEncap {
-            local_port: e.remote_port,
-            remote_port: e.local_port,
-        }),
-        ..sa.clone()
-    }
-}
-
 /// A whole UDP packet with correct checksums.
 pub fn udp(source: IpAddr, destination: IpAddr, body: &[u8]) -> Vec<u8> {
     use etherparse::PacketBuilder;

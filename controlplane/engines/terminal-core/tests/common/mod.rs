@@ -361,16 +361,8 @@ impl Net {
             lifetime: self.lifetime,
         };
         let far = ChildSa {
-            local: sa.remote,
-            remote: sa.local,
-            spi_in: sa.spi_out,
-            spi_out: sa.spi_in,
-            keys_in: sa.keys_out.clone(),
-            keys_out: sa.keys_in.clone(),
-            local_ts: sa.remote_ts,
-            remote_ts: sa.local_ts,
             lifetime: Lifetime::default(),
-            ..sa.clone()
+            ..sa.mirrored()
         };
         self.sas.push(PeerSa {
             name: SaName::of(&sa),

@@ -1,5 +1,6 @@
-use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Lifetime, Mode, Selectors};
+use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
+use towpath_base::testutil::esp_keys as keys;
 use towpath_ipsec::soft::SoftEsp;
 use towpath_ipsec::{InboundSa, OutboundSa};
 
@@ -22,10 +23,6 @@ impl Rng for Counter {
     }
 }
 
-fn keys(suite: EspSuite, fill: u8) -> EspKeys {
-    EspKeys::split(suite, &vec![fill; suite.key_material_len()]).unwrap()
-}
-
 fn child(suite: EspSuite, local: IpAddr, remote: IpAddr, spi_in: Spi, spi_out: Spi) -> ChildSa {
     ChildSa {
         local,
@@ -41,20 +38,6 @@ fn child(suite: EspSuite, local: IpAddr, remote: IpAddr, spi_in: Spi, spi_out: S
         local_ts: Selectors::one(TrafficSelector::host(local)),
         remote_ts: Selectors::one(TrafficSelector::host(remote)),
         lifetime: Lifetime::default(),
-    }
-}
-
-fn reversed(sa: &ChildSa) -> ChildSa {
-    ChildSa {
-        local: sa.remote,
-        remote: sa.local,
-        spi_in: sa.spi_out,
-        spi_out: sa.spi_in,
-        keys_in: sa.keys_out.clone(),
-        keys_out: sa.keys_in.clone(),
-        local_ts: sa.remote_ts,
-        remote_ts: sa.local_ts,
-        ..sa.clone()
     }
 }
 
@@ -149,13 +132,13 @@ fn class_full_opens_one_segment_and_seals_the_other_both_ways() {
         let disposition = frame.with(|packet| path.process(now, ACCESS, packet, &mut rng));
         assert_eq!(disposition, Disposition::Forward);
         assert_ne!(frame.bytes(), on_access);
-        let mut peer_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &reversed(&negotiated)).unwrap();
+        let mut peer_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &negotiated.mirrored()).unwrap();
         frame.with(|packet| peer_in.open(now, packet)).unwrap();
         assert_eq!(frame.bytes(), original, "{suite} v6={v6}");
 
         let original = plain(peer, terminal);
         let mut frame = Frame::of(&original);
-        let mut peer_out = OutboundSa::new(&SoftEsp, now, &reversed(&negotiated)).unwrap();
+        let mut peer_out = OutboundSa::new(&SoftEsp, now, &negotiated.mirrored()).unwrap();
         frame.with(|packet| peer_out.seal(now, packet, &mut rng)).unwrap();
         let disposition = frame.with(|packet| path.process(now, Arrival::default(), packet, &mut rng));
         assert_eq!(disposition, Disposition::Forward);
@@ -176,7 +159,7 @@ fn a_packet_between_two_terminals_passes_both_tables() {
     let (now, mut rng) = (Instant::from_secs(1), Counter(0));
     let mut path = Datapath::new(SoftEsp, 8);
     path.install(now, &full(1, negotiated.clone(), 3, 4)).unwrap();
-    path.install(now, &full(2, reversed(&negotiated), 5, 6)).unwrap();
+    path.install(now, &full(2, negotiated.mirrored(), 5, 6)).unwrap();
 
     let original = plain(a, b);
     let mut frame = Frame::of(&original);
@@ -192,7 +175,7 @@ fn a_packet_between_two_terminals_passes_both_tables() {
     );
     let b_segment = ChildSa {
         keys_in: keys(suite, 5),
-        ..reversed(&negotiated)
+        ..negotiated.mirrored()
     };
     let mut b_in: InboundSa<_> = InboundSa::new(&SoftEsp, now, &b_segment).unwrap();
     frame.with(|packet| b_in.open(now, packet)).unwrap();

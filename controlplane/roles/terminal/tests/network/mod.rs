@@ -365,7 +365,7 @@ impl Network {
             remote_ts: Selectors::one(TrafficSelector::host(peer)),
             lifetime: self.terms.lifetime,
         };
-        let far = far_end(&sa);
+        let far = sa.mirrored();
         let sas = Sas {
             name: SaName::of(&sa),
             inbound: InboundSa::new(&SoftEsp, now, &far).unwrap(),
@@ -480,25 +480,6 @@ impl Network {
             .map_or((0, 0), |sas| {
                 (sas.inbound.meter().packets(), sas.outbound.meter().packets())
             })
-    }
-}
-
-/// The SA seen from its other end.
-fn far_end(sa: &ChildSa) -> ChildSa {
-    ChildSa {
-        local: sa.remote,
-        remote: sa.local,
-        spi_in: sa.spi_out,
-        spi_out: sa.spi_in,
-        keys_in: sa.keys_out.clone(),
-        keys_out: sa.keys_in.clone(),
-        local_ts: sa.remote_ts,
-        remote_ts: sa.local_ts,
-        encap: sa.encap.map(|encap| UdpEncap {
-            local_port: encap.remote_port,
-            remote_port: encap.local_port,
-        }),
-        ..sa.clone()
     }
 }
 
