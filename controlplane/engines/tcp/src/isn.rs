@@ -41,6 +41,25 @@ impl IsnSecret {
         }
         SeqNum((hash.finish() as u32).wrapping_add((now.as_nanos() / 4_000) as u32))
     }
+
+    /// As [`Self::number`], and at least 2^30 away from `other`, the initial number of the connection this one relays.
+    ///
+    /// Should the relay die, each end answers what the other means for it. Numbers that far apart for certain are how
+    /// a later relay tells such a pair from a connection it merely has not seen the beginning of.
+    pub fn number_apart(
+        self,
+        now: Instant,
+        local: (IpAddr, u16),
+        remote: (IpAddr, u16),
+        other: SeqNum,
+    ) -> SeqNum {
+        let number = self.number(now, local, remote);
+        if number.distance(other).unsigned_abs() < 1 << 30 {
+            number + (1 << 31)
+        } else {
+            number
+        }
+    }
 }
 
 /// SipHash-2-4 over whole 64-bit words.
@@ -117,5 +136,24 @@ mod tests {
         assert_eq!(later.distance(first), 250_000);
         let other = secret.number(Instant::ZERO, local, (IpAddr::from([10, 0, 0, 2]), 1001));
         assert_ne!(first, other);
+    }
+
+    #[test]
+    fn a_relays_number_is_never_near_the_one_it_relays() {
+        let (local, remote) = (
+            (IpAddr::from([10, 0, 0, 1]), 80),
+            (IpAddr::from([10, 0, 0, 2]), 1000),
+        );
+        let mut moved = 0;
+        for other in (0..=u32::MAX).step_by(1 << 22).map(SeqNum) {
+            let secret = IsnSecret([1, 2]);
+            let number = secret.number_apart(Instant::ZERO, local, remote, other);
+            assert!(
+                number.distance(other).unsigned_abs() >= 1 << 30,
+                "{number:?} {other:?}"
+            );
+            moved += u32::from(number != secret.number(Instant::ZERO, local, remote));
+        }
+        assert!((400..=600).contains(&moved), "a half of all are near: {moved}");
     }
 }

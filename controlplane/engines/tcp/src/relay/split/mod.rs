@@ -186,7 +186,10 @@ impl SplitRelay {
         let mut flow = Flow::new(now, key, opener, packet.segment.header);
         note_seen(&mut flow, opener, packet);
         let far = self.connection(now, key, opener.opposite(), &opening);
-        let isn = self.isn(now, key, opener.opposite());
+        let (local, remote) = (key.host(opener), key.host(opener.opposite()));
+        let isn = self
+            .secret
+            .number_apart(now, local, remote, packet.segment.header.seq);
         flow.set_end(opener.opposite(), Endpoint::connect(now, far, isn));
         self.stats.opened += 1;
         self.insert(key, Slot::new(flow, tag, opening));
