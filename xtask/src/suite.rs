@@ -17,6 +17,9 @@ pub struct Args {
     /// Leave out everything that needs root (namespaces, XDP, strongSwan).
     #[arg(long)]
     pub no_root: bool,
+    /// The tests that take minutes each, which are left out otherwise (their names begin with `long_`).
+    #[arg(long, conflicts_with = "no_root")]
+    pub long: bool,
 }
 
 /// Runs all tests. An error when one fails.
@@ -73,21 +76,27 @@ fn tests(root: &Path, args: &Args) -> Result<()> {
             "--no-fail-fast",
             "--no-tests",
             "warn",
+            "--profile",
+            if args.long { "long" } else { "default" },
         ]);
         cmd = cmd
             .args(["--run-ignored", if args.no_root { "default" } else { "all" }])
             .args(&filter);
     } else {
+        if args.long {
+            bail!("the long tests need cargo-nextest: run `cargo xtask setup`");
+        }
         cmd = cmd
             .args(["test", "--workspace", "--locked", "--no-fail-fast"])
-            .args(&filter);
+            .args(&filter)
+            .args(["--", "--skip", "long_"]);
         if !args.no_root {
-            cmd = cmd.args(["--", "--include-ignored"]);
+            cmd = cmd.arg("--include-ignored");
         }
     }
     // Cargo's own variables of the run that started us would make it rebuild everything.
     let mut ok = without_cargo_variables(cmd).dir(root).status()? == 0;
-    if nextest {
+    if nextest && !args.long {
         let doc = Cmd::line("cargo test --workspace --doc --locked --quiet").args(&filter);
         ok &= without_cargo_variables(doc).dir(root).status()? == 0;
     }
