@@ -10,16 +10,21 @@
 //! | [`inbound`] | [`Inbound`], ESP and UDP for this host, shown as whole IP packets |
 //! | [`tun`] | [`Tun`], the device that takes plain packets |
 //! | [`netlink`] | [`Netlink`]: interfaces, addresses, routes |
-//! | [`sysctl`] | per-interface settings |
-#![forbid(unsafe_code)]
+//! | [`sysctl`] | settings |
+//! | [`xfrm`] | [`Xfrm`], the kernel's own IPsec; its SAs and policies stay when the process is killed |
+//! | [`udp_encap`] | ESP in UDP for it |
+#![deny(unsafe_code)]
 
 pub mod inbound;
 pub mod netlink;
 pub mod raw_ip;
 pub mod sysctl;
 pub mod tun;
+pub mod udp_encap;
+pub mod xfrm;
 
 pub use inbound::Inbound;
 pub use netlink::{Addresses, Link, Netlink, NetlinkError, Route};
 pub use raw_ip::{RawIpSender, SendError};
 pub use tun::Tun;
+pub use xfrm::{Xfrm, XfrmEvents};
