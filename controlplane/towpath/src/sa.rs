@@ -1,28 +1,23 @@
 //! `towpath sa add|remove`: SAs whose keys people bring (manual keying).
 
-use std::collections::BTreeMap;
-use std::io::Read;
+mod keys;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 use towpath_base::Spi;
-use towpath_base::key::Key;
-use towpath_base::manual::{ManualKeys, ManualSa};
-use towpath_base::sa::{Class, EspKeys, EspSuite, Lifetime, Mode, UdpEncap};
+use towpath_base::manual::ManualSa;
+use towpath_base::sa::{Class, EspIntegrity, EspSuite, Lifetime, Mode, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 use towpath_telemetry::admin::{
     ManualRequest, ManualSaInfo, Reply, Request, SubscriberName, SubscriberRequest,
 };
-use zeroize::Zeroizing;
 
 use crate::backend::daemon;
 use crate::cli::{Common, parse_spi};
 use crate::failure::{Failure, Outcome};
 use crate::output;
-
-/// Longest key file, bytes.
-const MAX_KEY_FILE: u64 = 16 << 10;
 
 const KEYS_HELP: &str = "\
 A key file is a list of NAME = \"HEX\", one a line; # begins a comment. Keys are cipher key, salt and integrity
@@ -32,6 +27,10 @@ key in this order, as many bytes as the suite wants. Names decide what the gatew
   in, out                                      class full, both ends and the gateway share them; or class inspect,
                                                then the cipher keys alone
   none at all                                  class none
+
+For AH the names begin with ah_: ah_peer_in, ah_peer_out, ah_segment_in, ah_segment_out; or ah_in and ah_out, which
+both ends and the gateway share. ESP inside AH (--suite and --ah) takes the four keys of each. AH has no class
+inspect: it hides nothing.
 
 `in` is towards the terminal, `out` towards the peer. No key may serve two senders. Under shared keys a
 counter-mode suite (GCM, CCM, ChaCha20, CTR) is intervened in only while the other sender provably stays in its
@@ -61,9 +60,21 @@ pub(crate) struct Add {
     /// SPI of packets the terminal sends, hexadecimal
     #[arg(long, value_name = "SPI", value_parser = parse_spi)]
     spi_out: u32,
-    /// Algorithms, strongSwan's names: aes256gcm16, aes128ctr-sha256, chacha20poly1305, ...
-    #[arg(long, value_parser = named::<EspSuite>)]
-    suite: EspSuite,
+    /// ESP with these algorithms, strongSwan's names: aes256gcm16, aes128ctr-sha256, chacha20poly1305, ...
+    #[arg(long, value_parser = named::<EspSuite>, required_unless_present = "ah")]
+    suite: Option<EspSuite>,
+    /// AH with this HMAC; with --suite, too: ESP inside AH
+    #[arg(long, value_name = "HASH", value_parser = named::<EspIntegrity>, conflicts_with = "encap")]
+    ah: Option<EspIntegrity>,
+    /// Over IPv4, too, AH of a multiple of 8 bytes: what a Linux kernel expects unless told `flag align4`
+    #[arg(long, requires = "ah")]
+    ah_align8: bool,
+    /// ESP inside AH: ESP's own SPI of packets the terminal receives, AH's when absent
+    #[arg(long, value_name = "SPI", value_parser = parse_spi, requires_all = ["ah", "suite"])]
+    esp_spi_in: Option<u32>,
+    /// ESP inside AH: ESP's own SPI of packets the terminal sends, AH's when absent
+    #[arg(long, value_name = "SPI", value_parser = parse_spi, requires_all = ["ah", "suite"])]
+    esp_spi_out: Option<u32>,
     /// transport or tunnel
     #[arg(long, default_value = "transport", value_parser = named::<Mode>)]
     mode: Mode,
@@ -91,6 +102,12 @@ pub(crate) struct Add {
     /// Peer's side of the traffic, its address when absent
     #[arg(long, value_name = "SELECTOR")]
     remote_ts: Vec<TrafficSelector>,
+    /// Seconds after which people are told that new keys are wanted; 0 for never
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    soft_seconds: u32,
+    /// Bytes after which people are told; 0 for never
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    soft_bytes: u64,
     /// Seconds after which the SA is gone; 0 for never
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     hard_seconds: u32,
@@ -120,7 +137,7 @@ macro_rules! names {
     };
 }
 
-names!(EspSuite, Mode, Class);
+names!(EspSuite, EspIntegrity, Mode, Class);
 
 fn parse_encap(text: &str) -> Result<UdpEncap, String> {
     let ports = text
@@ -137,7 +154,7 @@ fn parse_encap(text: &str) -> Result<UdpEncap, String> {
 
 /// Adds a manual SA.
 pub(crate) fn add(common: &Common, args: Add) -> Outcome {
-    let keys = keys(&args)?;
+    let protection = keys::protection(&args)?;
     let mut client = daemon(common)?;
     let terminal = match args.terminal {
         Some(terminal) => terminal,
@@ -152,7 +169,6 @@ pub(crate) fn add(common: &Common, args: Add) -> Outcome {
         peer: args.peer,
         spi_in: Spi(args.spi_in),
         spi_out: Spi(args.spi_out),
-        suite: args.suite,
         mode: args.mode,
         esn: args.esn,
         replay_window: args.replay_window,
@@ -162,9 +178,10 @@ pub(crate) fn add(common: &Common, args: Add) -> Outcome {
         lifetime: Lifetime {
             hard_seconds: args.hard_seconds,
             hard_bytes: args.hard_bytes,
-            ..Lifetime::default()
+            soft_seconds: args.soft_seconds,
+            soft_bytes: args.soft_bytes,
         },
-        keys,
+        protection,
     };
     sa.check().map_err(Failure::usage)?;
     let reply = client.request(&Request::Manual(ManualRequest::Add(Box::new(sa))))?;
@@ -196,7 +213,7 @@ pub(crate) fn list(common: &Common, with_keys: bool) -> Outcome {
         "SPI IN",
         "SPI OUT",
         "CLASS",
-        "SUITE",
+        "ALGORITHMS",
         "MODE",
     ]);
     for sa in &sas {
@@ -209,13 +226,13 @@ pub(crate) fn list(common: &Common, with_keys: bool) -> Outcome {
             sa.spi_in.clone(),
             sa.spi_out.clone(),
             class(sa),
-            sa.suite.to_string(),
+            algorithms(sa),
             sa.mode.to_string(),
         ]);
     }
     output::print(&output::render(&table))?;
     for sa in sas.iter().filter(|sa| sa.keys.is_some()) {
-        output::print(&shown_keys(sa))?;
+        output::print(&keys::shown(sa))?;
     }
     Ok(())
 }
@@ -224,37 +241,13 @@ fn class(sa: &ManualSaInfo) -> String {
     format!("{}{}", sa.class, if sa.shared { ", shared keys" } else { "" })
 }
 
-fn shown_keys(sa: &ManualSaInfo) -> String {
-    let pair = |keys: &EspKeys| output::hex(keys.cipher.expose()) + &output::hex(keys.integrity.expose());
-    let lines = match &sa.keys {
-        None | Some(ManualKeys::None) => Vec::new(),
-        Some(ManualKeys::Segments {
-            peer_in,
-            peer_out,
-            segment_in,
-            segment_out,
-        }) => vec![
-            ("peer_in", pair(peer_in)),
-            ("peer_out", pair(peer_out)),
-            ("segment_in", pair(segment_in)),
-            ("segment_out", pair(segment_out)),
-        ],
-        Some(ManualKeys::Shared { keys_in, keys_out }) => {
-            vec![("in", pair(keys_in)), ("out", pair(keys_out))]
-        }
-        Some(ManualKeys::Inspect {
-            cipher_in,
-            cipher_out,
-        }) => vec![
-            ("in", output::hex(cipher_in.expose())),
-            ("out", output::hex(cipher_out.expose())),
-        ],
-    };
-    let lines: Vec<String> = lines
-        .iter()
-        .map(|(name, hex)| format!("{name} = \"{hex}\"\n"))
-        .collect();
-    format!("\n# {}\n{}", sa.name, lines.concat())
+fn algorithms(sa: &ManualSaInfo) -> String {
+    let names = [
+        sa.suite.map(|suite| suite.to_string()),
+        sa.ah.map(|integrity| format!("ah-{integrity}")),
+    ];
+    let names: Vec<String> = names.into_iter().flatten().collect();
+    names.join(" in ")
 }
 
 fn show(common: &Common, reply: Reply, done: &str) -> Outcome {
@@ -273,7 +266,7 @@ fn show(common: &Common, reply: Reply, done: &str) -> Outcome {
             sa.peer,
             sa.spi_in,
             sa.spi_out,
-            sa.suite,
+            algorithms(sa),
             sa.mode,
             class(sa)
         ))?;
@@ -302,120 +295,4 @@ fn only_address(client: &mut towpath_telemetry::admin::Client, args: &Add) -> Ou
             "--terminal: is missing, and the subscriber has not exactly one address of the peer's family",
         )),
     }
-}
-
-/// Keys by name, from file and command line.
-fn keys(args: &Add) -> Outcome<ManualKeys> {
-    let mut found: BTreeMap<String, Zeroizing<Vec<u8>>> = BTreeMap::new();
-    if let Some(path) = &args.keys {
-        let (what, text) = read(path)?;
-        for (number, line) in text.lines().enumerate() {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if !line.is_empty() {
-                let place = format!("{what}, line {}", number + 1);
-                take(&mut found, &place, line)?;
-            }
-        }
-    }
-    for text in &args.key {
-        take(&mut found, "--key", text)?;
-    }
-    let names: Vec<&str> = found.keys().map(String::as_str).collect();
-    let whole = |name: &str| -> Outcome<EspKeys> {
-        let bytes = found.get(name).map(|bytes| bytes.as_slice()).unwrap_or_default();
-        EspKeys::split(args.suite, bytes).ok_or_else(|| {
-            Failure::usage(format!(
-                "key {name}: is {} bytes, expected {} for {}",
-                bytes.len(),
-                args.suite.key_material_len(),
-                args.suite
-            ))
-        })
-    };
-    let cipher =
-        |name: &str| -> Outcome<Key> {
-            let bytes = found.get(name).map(|bytes| bytes.as_slice()).unwrap_or_default();
-            let wanted = args.suite.cipher_key_len() + args.suite.salt_len();
-            Key::from_slice(bytes).filter(|key| key.len() == wanted).ok_or_else(|| {
-            Failure::usage(format!(
-                "key {name}: is {} bytes, expected {wanted}: class inspect takes the cipher key alone",
-                bytes.len()
-            ))
-        })
-        };
-    let keys = match (names.as_slice(), args.class) {
-        ([], None | Some(Class::None)) => ManualKeys::None,
-        (["in", "out"], Some(Class::Inspect)) => ManualKeys::Inspect {
-            cipher_in: cipher("in")?,
-            cipher_out: cipher("out")?,
-        },
-        (["in", "out"], None | Some(Class::Full)) => ManualKeys::Shared {
-            keys_in: whole("in")?,
-            keys_out: whole("out")?,
-        },
-        (["peer_in", "peer_out", "segment_in", "segment_out"], None | Some(Class::Full)) => {
-            ManualKeys::Segments {
-                peer_in: whole("peer_in")?,
-                peer_out: whole("peer_out")?,
-                segment_in: whole("segment_in")?,
-                segment_out: whole("segment_out")?,
-            }
-        }
-        (given, class) => {
-            let class = class.map_or("no class".into(), |class| format!("class {class}"));
-            return Err(Failure::usage(format!(
-                "keys: {} with {class}, expected in and out; or peer_in, peer_out, segment_in and segment_out (class \
-                 full); or none (class none)",
-                if given.is_empty() {
-                    "none given".into()
-                } else {
-                    given.join(", ")
-                }
-            )));
-        }
-    };
-    Ok(keys)
-}
-
-fn read(path: &std::path::Path) -> Outcome<(String, Zeroizing<String>)> {
-    let mut text = Zeroizing::new(String::new());
-    let what = if path.as_os_str() == "-" {
-        "standard input".to_owned()
-    } else {
-        path.display().to_string()
-    };
-    let outcome = if path.as_os_str() == "-" {
-        std::io::stdin()
-            .lock()
-            .take(MAX_KEY_FILE)
-            .read_to_string(&mut text)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(MAX_KEY_FILE).read_to_string(&mut text))
-    };
-    outcome.map_err(|error| Failure::usage(format!("{what}: cannot be read: {error}")))?;
-    Ok((what, text))
-}
-
-/// `NAME = "HEX"`, quotes optional. The value is in no message.
-fn take(found: &mut BTreeMap<String, Zeroizing<Vec<u8>>>, place: &str, text: &str) -> Outcome {
-    let (name, value) = text
-        .split_once('=')
-        .ok_or_else(|| Failure::usage(format!("{place}: expected NAME = \"HEX\"")))?;
-    let (name, value) = (name.trim(), value.trim().trim_matches('"'));
-    if !["in", "out", "peer_in", "peer_out", "segment_in", "segment_out"].contains(&name) {
-        return Err(Failure::usage(format!(
-            "{place}: `{}` is no key's name, expected in, out, peer_in, peer_out, segment_in or segment_out",
-            name.escape_debug()
-        )));
-    }
-    let value = value.strip_prefix("0x").unwrap_or(value);
-    let bytes = crate::subscriber::unhex(value).ok_or_else(|| {
-        Failure::usage(format!(
-            "{place}: key {name}: expected an even number of hex digits"
-        ))
-    })?;
-    if found.insert(name.to_owned(), bytes).is_some() {
-        return Err(Failure::usage(format!("{place}: key {name} is given twice")));
-    }
-    Ok(())
 }

@@ -1,13 +1,13 @@
 //! SAs whose keys people bring (scheme 1 of spec row T9), as the command line sends and the store keeps them.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
 
 use crate::ids::Spi;
 use crate::key::Key;
-use crate::sa::{ChildSa, Class, EspKeys, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
+use crate::sa::{AhSa, ChildSa, Class, EspIntegrity, EspKeys, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
 use crate::selector::TrafficSelector;
 
 /// Smallest SPI that is not reserved (RFC 4303 §2.1).
@@ -76,6 +76,184 @@ impl ManualKeys {
     }
 }
 
+/// Keys of both segments; each is another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Segments<K> {
+    /// Peer → gateway.
+    pub peer_in: K,
+    /// Gateway → peer.
+    pub peer_out: K,
+    /// Gateway → terminal.
+    pub segment_in: K,
+    /// Terminal → gateway.
+    pub segment_out: K,
+}
+
+impl<K> Segments<K> {
+    fn all(&self) -> [&K; 4] {
+        [&self.peer_in, &self.peer_out, &self.segment_in, &self.segment_out]
+    }
+}
+
+/// Keys of an AH SA. There is no class `inspect`: AH hides nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+pub enum AhKeys {
+    /// Class `none`: the gateway has no key.
+    None,
+    /// Class `full`: each segment has keys of its own.
+    Segments(Segments<Key>),
+    /// Class `full` with the end-to-end keys. An HMAC has no nonce: only sequence numbers have to agree.
+    Shared {
+        /// Towards the terminal.
+        key_in: Key,
+        /// Towards the peer.
+        key_out: Key,
+    },
+}
+
+/// AH as people ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
+pub struct AhForm {
+    /// Algorithm.
+    pub integrity: EspIntegrity,
+    /// Over IPv4, too, a multiple of 8 bytes: what a Linux kernel expects of an SA without its flag `align4`.
+    pub align8: bool,
+}
+
+/// What protects the packets of a manual SA, and the keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
+#[expect(clippy::large_enum_variant, reason = "rare, and moved once")]
+pub enum Protection {
+    /// ESP.
+    Esp {
+        /// Algorithms.
+        suite: EspSuite,
+        /// Keys.
+        keys: ManualKeys,
+    },
+    /// AH.
+    Ah {
+        /// Algorithm.
+        form: AhForm,
+        /// Keys.
+        keys: AhKeys,
+    },
+    /// ESP inside AH (RFC 4301 appendix E), class `full` under segment keys. The SPIs of the SA are those of AH: what is
+    /// seen from outside.
+    EspInAh {
+        /// Algorithms of ESP.
+        suite: EspSuite,
+        /// Keys of ESP.
+        keys: Segments<EspKeys>,
+        /// ESP's SPI of packets the terminal receives.
+        spi_in: Spi,
+        /// ESP's SPI of packets the terminal sends.
+        spi_out: Spi,
+        /// Algorithm of AH.
+        form: AhForm,
+        /// Keys of AH.
+        ah: Segments<Key>,
+    },
+}
+
+impl Protection {
+    /// The class the keys allow.
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::Esp { keys, .. } => keys.class(),
+            Self::Ah {
+                keys: AhKeys::None, ..
+            } => Class::None,
+            Self::Ah { .. } | Self::EspInAh { .. } => Class::Full,
+        }
+    }
+
+    /// Whether both ends and the gateway hold the same keys.
+    pub const fn is_shared(&self) -> bool {
+        matches!(
+            self,
+            Self::Esp {
+                keys: ManualKeys::Shared { .. },
+                ..
+            } | Self::Ah {
+                keys: AhKeys::Shared { .. },
+                ..
+            }
+        )
+    }
+
+    /// ESP's algorithms, if there is ESP.
+    pub const fn suite(&self) -> Option<EspSuite> {
+        match self {
+            Self::Esp { suite, .. } | Self::EspInAh { suite, .. } => Some(*suite),
+            Self::Ah { .. } => None,
+        }
+    }
+
+    /// AH's algorithm, if there is AH.
+    pub const fn ah(&self) -> Option<AhForm> {
+        match self {
+            Self::Ah { form, .. } | Self::EspInAh { form, .. } => Some(*form),
+            Self::Esp { .. } => None,
+        }
+    }
+
+    /// Whether nonces of the gateway must be proven apart from those of another sender.
+    pub const fn needs_proof(&self) -> bool {
+        match self {
+            Self::Esp {
+                suite,
+                keys: ManualKeys::Shared { .. },
+            } => suite.is_counter_mode(),
+            _ => false,
+        }
+    }
+
+    /// Every key of ESP some sender uses.
+    fn esp_senders(&self) -> Vec<&EspKeys> {
+        match self {
+            Self::Esp { keys, .. } => keys.senders(),
+            Self::Ah { .. } => Vec::new(),
+            Self::EspInAh { keys, .. } => keys.all().to_vec(),
+        }
+    }
+
+    /// Every key of AH some sender uses.
+    fn ah_senders(&self) -> Vec<&Key> {
+        match self {
+            Self::Esp { .. }
+            | Self::Ah {
+                keys: AhKeys::None, ..
+            } => Vec::new(),
+            Self::Ah {
+                keys: AhKeys::Shared { key_in, key_out },
+                ..
+            } => [key_in, key_out].to_vec(),
+            Self::Ah {
+                keys: AhKeys::Segments(keys),
+                ..
+            } => keys.all().to_vec(),
+            Self::EspInAh { ah, .. } => ah.all().to_vec(),
+        }
+    }
+}
+
 /// A pair of manual SAs, seen from the terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(
@@ -100,8 +278,6 @@ pub struct ManualSa {
     pub spi_in: Spi,
     /// SPI of packets the terminal sends.
     pub spi_out: Spi,
-    /// Algorithms.
-    pub suite: EspSuite,
     /// Transport or tunnel.
     pub mode: Mode,
     /// 64-bit sequence numbers.
@@ -116,8 +292,8 @@ pub struct ManualSa {
     pub remote_ts: Vec<TrafficSelector>,
     /// Limits. A manual SA that reaches the hard one ends; nobody replaces it.
     pub lifetime: Lifetime,
-    /// Keys.
-    pub keys: ManualKeys,
+    /// ESP, AH or both, and the keys.
+    pub protection: Protection,
 }
 
 /// Why a manual SA cannot be: field, value, expectation.
@@ -179,64 +355,66 @@ impl ManualSa {
                 return Err(invalid(field, reason));
             }
         }
+        if self.encap.is_some() && self.protection.ah().is_some() {
+            let reason = "is given with AH, expected ESP alone: AH covers the addresses a NAT changes (RFC 3948)";
+            return Err(invalid("encap", reason.into()));
+        }
         self.check_keys()
     }
 
     fn check_keys(&self) -> Result<(), InvalidManualSa> {
-        let suite = self.suite;
-        let ciphers = suite.cipher_key_len() + suite.salt_len();
-        if let ManualKeys::Inspect {
-            cipher_in,
-            cipher_out,
-        } = &self.keys
+        if let Protection::Esp { suite, keys } = &self.protection {
+            check_inspect(*suite, keys)?;
+        }
+        if let Protection::EspInAh { spi_in, spi_out, .. } = &self.protection
+            && (*spi_in).min(*spi_out) < FIRST_SPI
         {
-            if suite.is_aead() {
-                let reason = alloc::format!(
-                    "is inspect, but the one key of {suite} is the integrity key too; expected full, none, or a \
-                     suite like aes256-sha256"
-                );
-                return Err(invalid("class", reason));
-            }
-            for (field, key) in [("in", cipher_in), ("out", cipher_out)] {
-                if key.len() != ciphers {
-                    return Err(invalid(
-                        field,
-                        wrong_length(key.len(), ciphers, suite, "cipher key alone"),
-                    ));
+            let reason = alloc::format!("is {}, expected 00000100 or more", (*spi_in).min(*spi_out));
+            return Err(invalid("esp_spi", reason));
+        }
+        let ciphers = self.protection.esp_senders();
+        if let Some(suite) = self.protection.suite() {
+            for keys in &ciphers {
+                let len = keys.cipher.len() + keys.integrity.len();
+                if keys.parts(suite).is_none() {
+                    let expected = suite.key_material_len();
+                    let what = "cipher key, salt, integrity key";
+                    return Err(invalid("keys", wrong_length(len, expected, suite, what)));
                 }
             }
         }
-        let senders = self.keys.senders();
-        for keys in &senders {
-            let len = keys.cipher.len() + keys.integrity.len();
-            if keys.parts(suite).is_none() {
-                return Err(invalid(
-                    "keys",
-                    wrong_length(
-                        len,
-                        suite.key_material_len(),
-                        suite,
-                        "cipher key, salt, integrity key",
-                    ),
-                ));
+        let same = |a: &EspKeys, b: &EspKeys| {
+            if a.cipher.is_empty() {
+                a.integrity == b.integrity
+            } else {
+                a.cipher == b.cipher
             }
+        };
+        if has_twins(&ciphers, |a, b| same(a, b)) {
+            let reason = "two senders have the same cipher key, expected one each: nonces would repeat";
+            return Err(invalid("keys", reason.into()));
         }
-        for (index, keys) in senders.iter().enumerate() {
-            if senders
-                .iter()
-                .skip(index + 1)
-                .any(|other| other.cipher == keys.cipher)
-            {
-                let reason = "two senders have the same cipher key, expected one each: nonces would repeat"
-                    .to_string();
+        let signers = self.protection.ah_senders();
+        if let Some(form) = self.protection.ah() {
+            let expected = form.integrity.key_len();
+            if let Some(key) = signers.iter().find(|key| key.len() != expected) {
+                let reason = alloc::format!(
+                    "an AH key has {} bytes, expected {expected} for {}",
+                    key.len(),
+                    form.integrity
+                );
                 return Err(invalid("keys", reason));
             }
+        }
+        if has_twins(&signers, |a, b| a == b) {
+            let reason = "two senders have the same AH key, expected one each: each could pass for the other";
+            return Err(invalid("keys", reason.into()));
         }
         Ok(())
     }
 
-    /// The SA with `keys_in` and `keys_out`.
-    pub fn child(&self, keys_in: &EspKeys, keys_out: &EspKeys) -> ChildSa {
+    /// Traffic of both sides.
+    fn selectors(&self) -> [Selectors; 2] {
         let selectors = |given: &[TrafficSelector], own| {
             if given.is_empty() {
                 Selectors::one(TrafficSelector::host(own))
@@ -244,40 +422,136 @@ impl ManualSa {
                 Selectors::from_iter(given.iter().copied())
             }
         };
+        [
+            selectors(&self.local_ts, self.terminal),
+            selectors(&self.remote_ts, self.peer),
+        ]
+    }
+
+    /// The ESP SA with `keys_in` and `keys_out`.
+    pub fn child(&self, suite: EspSuite, keys_in: &EspKeys, keys_out: &EspKeys) -> ChildSa {
+        let [local_ts, remote_ts] = self.selectors();
+        let (spi_in, spi_out) = match &self.protection {
+            Protection::EspInAh { spi_in, spi_out, .. } => (*spi_in, *spi_out),
+            Protection::Esp { .. } | Protection::Ah { .. } => (self.spi_in, self.spi_out),
+        };
         ChildSa {
             local: self.terminal,
             remote: self.peer,
-            suite: self.suite,
+            suite,
             mode: self.mode,
             esn: self.esn,
             encap: self.encap,
-            spi_in: self.spi_in,
-            spi_out: self.spi_out,
+            spi_in,
+            spi_out,
             keys_in: keys_in.clone(),
             keys_out: keys_out.clone(),
-            local_ts: selectors(&self.local_ts, self.terminal),
-            remote_ts: selectors(&self.remote_ts, self.peer),
+            local_ts,
+            remote_ts,
             lifetime: self.lifetime,
         }
     }
 
-    /// Keys the gateway sends with: towards the peer, towards the terminal.
-    pub const fn gateway_senders(&self) -> Option<[&EspKeys; 2]> {
-        match &self.keys {
-            ManualKeys::Segments {
-                peer_out, segment_in, ..
-            } => Some([peer_out, segment_in]),
-            ManualKeys::Shared { keys_in, keys_out } => Some([keys_out, keys_in]),
-            ManualKeys::None | ManualKeys::Inspect { .. } => None,
+    /// The AH SA with `key_in` and `key_out`. Around ESP it is always in transport mode, in front of ESP.
+    pub fn ah(&self, form: AhForm, key_in: &Key, key_out: &Key) -> AhSa {
+        let [local_ts, remote_ts] = self.selectors();
+        let bundled = matches!(self.protection, Protection::EspInAh { .. });
+        AhSa {
+            local: self.terminal,
+            remote: self.peer,
+            integrity: form.integrity,
+            mode: if bundled { Mode::Transport } else { self.mode },
+            esn: self.esn,
+            align8: form.align8,
+            bundled,
+            spi_in: self.spi_in,
+            spi_out: self.spi_out,
+            key_in: key_in.clone(),
+            key_out: key_out.clone(),
+            local_ts,
+            remote_ts,
+            lifetime: if bundled { Lifetime::default() } else { self.lifetime },
+        }
+    }
+
+    /// The keys whose numbers the gateway has to keep: towards the peer, towards the terminal. Of ESP inside AH those
+    /// of ESP, for both count alike.
+    pub fn gateway_senders(&self) -> Option<[&[u8]; 2]> {
+        let esp = |keys: &EspKeys| keys.cipher.is_empty();
+        let secret = |keys| -> &[u8] {
+            let keys: &EspKeys = keys;
+            if esp(keys) {
+                keys.integrity.expose()
+            } else {
+                keys.cipher.expose()
+            }
+        };
+        match &self.protection {
+            Protection::Esp { keys, .. } => match keys {
+                ManualKeys::Segments {
+                    peer_out, segment_in, ..
+                } => Some([secret(peer_out), secret(segment_in)]),
+                ManualKeys::Shared { keys_in, keys_out } => Some([secret(keys_out), secret(keys_in)]),
+                ManualKeys::None | ManualKeys::Inspect { .. } => None,
+            },
+            Protection::EspInAh { keys, .. } => Some([secret(&keys.peer_out), secret(&keys.segment_in)]),
+            Protection::Ah { keys, .. } => match keys {
+                AhKeys::None => None,
+                AhKeys::Segments(keys) => Some([keys.peer_out.expose(), keys.segment_in.expose()]),
+                AhKeys::Shared { key_in, key_out } => Some([key_out.expose(), key_in.expose()]),
+            },
         }
     }
 
     /// Whether some sender of `other` uses a key of this one.
     pub fn shares_a_key_with(&self, other: &Self) -> bool {
-        let theirs = other.keys.senders();
-        let mut ours = self.keys.senders().into_iter();
-        ours.any(|keys| theirs.iter().any(|other| other.cipher == keys.cipher))
+        let (ours, theirs) = (&self.protection, &other.protection);
+        let ciphers = theirs.esp_senders();
+        let same = |keys: &&EspKeys| {
+            let twin = |other: &&EspKeys| {
+                if keys.cipher.is_empty() {
+                    keys.integrity == other.integrity
+                } else {
+                    keys.cipher == other.cipher
+                }
+            };
+            ciphers.iter().any(twin)
+        };
+        let signers = theirs.ah_senders();
+        ours.esp_senders().iter().any(same) || ours.ah_senders().iter().any(|key| signers.contains(key))
     }
+}
+
+/// Whether two of `items` are the same.
+fn has_twins<T>(items: &[T], same: impl Fn(&T, &T) -> bool) -> bool {
+    let twins = |(index, one)| items.iter().skip(index + 1).any(|other| same(one, other));
+    items.iter().enumerate().any(twins)
+}
+
+/// Class `inspect` takes cipher keys alone, hence suites that have them.
+fn check_inspect(suite: EspSuite, keys: &ManualKeys) -> Result<(), InvalidManualSa> {
+    let ManualKeys::Inspect {
+        cipher_in,
+        cipher_out,
+    } = keys
+    else {
+        return Ok(());
+    };
+    if suite.is_aead() {
+        let reason = alloc::format!(
+            "is inspect, but the one key of {suite} is the integrity key too; expected full, none, or a \
+             suite like aes256-sha256"
+        );
+        return Err(invalid("class", reason));
+    }
+    let expected = suite.cipher_key_len() + suite.salt_len();
+    for (field, key) in [("in", cipher_in), ("out", cipher_out)] {
+        if key.len() != expected {
+            let reason = wrong_length(key.len(), expected, suite, "cipher key alone");
+            return Err(invalid(field, reason));
+        }
+    }
+    Ok(())
 }
 
 fn wrong_length(len: usize, expected: usize, suite: EspSuite, what: &str) -> String {
@@ -287,6 +561,8 @@ fn wrong_length(len: usize, expected: usize, suite: EspSuite, what: &str) -> Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
+
     use crate::testutil::esp_keys as keys;
 
     fn sa(suite: EspSuite, keys: ManualKeys) -> ManualSa {
@@ -299,7 +575,6 @@ mod tests {
             peer: IpAddr::from([10, 0, 0, 2]),
             spi_in: Spi(0x100),
             spi_out: Spi(0x101),
-            suite,
             mode: Mode::Transport,
             esn: false,
             replay_window: 64,
@@ -307,7 +582,7 @@ mod tests {
             local_ts: Vec::new(),
             remote_ts: Vec::new(),
             lifetime: Lifetime::default(),
-            keys,
+            protection: Protection::Esp { suite, keys },
         }
     }
 

@@ -19,9 +19,26 @@ use serde::{Deserialize, Serialize};
 use towpath_base::credentials::Credentials;
 use towpath_base::key::{Key, SecretKey};
 use towpath_base::profile::{PeerPolicy, Subscriber};
-use towpath_base::sa::{ChildSa, Class, EspKeys, EspSuite, Mode};
+use towpath_base::sa::{AhSa, ChildSa, Class, EspKeys, EspSuite, Mode};
 use towpath_base::{Spi, SubscriberHandle};
 use towpath_common::DropReason;
+
+/// A node's name: which gateway, which keyserver.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeName(pub String);
+
+impl Default for NodeName {
+    /// The node of a network that has only one.
+    fn default() -> Self {
+        Self("local".into())
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// A UDP datagram with its addresses as the wire shows them: an IKE message or a sealed message.
 ///
@@ -134,7 +151,11 @@ impl GatewaySa {
     pub const fn class(&self) -> Class {
         match self.keys {
             GatewayKeys::None => Class::None,
-            GatewayKeys::Full { .. } | GatewayKeys::Shared { .. } => Class::Full,
+            GatewayKeys::Full { .. }
+            | GatewayKeys::Shared { .. }
+            | GatewayKeys::Ah(_)
+            | GatewayKeys::AhShared { .. }
+            | GatewayKeys::EspInAh { .. } => Class::Full,
             GatewayKeys::Inspect(_) => Class::Inspect,
         }
     }
@@ -162,6 +183,35 @@ pub enum GatewayKeys {
         /// The SA between terminal and peer, seen from the terminal.
         sa: ChildSa,
     },
+    /// Class `full`, AH alone.
+    Ah(AhSegments),
+    /// Class `full`, AH alone under the end-to-end keys.
+    AhShared {
+        /// The SA between terminal and peer, seen from the terminal.
+        sa: AhSa,
+    },
+    /// Class `full`, ESP inside AH.
+    EspInAh {
+        /// ESP between terminal and peer, seen from the terminal; keys of the peer's segment.
+        peer: ChildSa,
+        /// Keys of ESP packets the terminal receives from the gateway.
+        segment_in: EspKeys,
+        /// Keys of ESP packets the terminal sends to the gateway.
+        segment_out: EspKeys,
+        /// AH around it.
+        ah: AhSegments,
+    },
+}
+
+/// AH with keys of its own on each segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AhSegments {
+    /// The SA between terminal and peer, seen from the terminal; keys of the peer's segment.
+    pub peer: AhSa,
+    /// Key of packets the terminal receives from the gateway.
+    pub segment_in: Key,
+    /// Key of packets the terminal sends to the gateway.
+    pub segment_out: Key,
 }
 
 /// What class `inspect` is given: an integrity key has no place here.
@@ -196,6 +246,8 @@ pub enum ToRegistry {
     Register {
         /// The sealed message; `source` is where the terminal is.
         datagram: Datagram,
+        /// The keyserver that is to serve the terminal: the gateway's choice. `None` while it reaches none.
+        keyserver: Option<NodeName>,
     },
     /// The keyserver saw the first valid message under a session: it is the active one from now on.
     SessionConfirmed {
@@ -242,6 +294,13 @@ pub enum FromRegistry {
         /// The sealed datagram.
         sealed: Vec<u8>,
     },
+    /// To the gateway that connected: everything was granted that it is to serve now; the rest is over.
+    Complete,
+    /// To the keyserver that connected: sessions of all other subscribers are over.
+    Registered {
+        /// Subscribers that are registered now.
+        subscribers: Vec<SubscriberHandle>,
+    },
     /// To the keyserver: keys of a new registration session.
     Session(SessionGrant),
     /// To the keyserver: the subscriber's sessions are over.
@@ -275,6 +334,8 @@ pub struct SessionGrant {
     pub subscriber: SubscriberHandle,
     /// Subscriber's name, for the live view.
     pub name: String,
+    /// The gateway it registered through: where messages to it go.
+    pub gateway: NodeName,
     /// Session.
     pub session: SessionId,
     /// Terminal → network key.

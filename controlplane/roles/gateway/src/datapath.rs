@@ -235,12 +235,17 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         };
         let (mut shared, mut inspecting) = (None, None);
         let class = match &sa.keys {
-            GatewayKeys::Full { .. } => RelayClass::Full,
+            GatewayKeys::Full { .. } | GatewayKeys::Ah(_) | GatewayKeys::EspInAh { .. } => RelayClass::Full,
             GatewayKeys::Inspect(_) => RelayClass::Inspect,
-            GatewayKeys::None | GatewayKeys::Shared { .. } => RelayClass::None,
+            GatewayKeys::None | GatewayKeys::Shared { .. } | GatewayKeys::AhShared { .. } => {
+                RelayClass::None
+            }
         };
         let mut bridge = match &sa.keys {
-            GatewayKeys::None => None,
+            GatewayKeys::None
+            | GatewayKeys::Ah(_)
+            | GatewayKeys::AhShared { .. }
+            | GatewayKeys::EspInAh { .. } => None,
             GatewayKeys::Inspect(keys) => {
                 let made = Inspecting::new(&self.provider, keys);
                 inspecting = Some(Box::new(made.map_err(InstallError::Key)?));

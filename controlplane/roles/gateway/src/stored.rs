@@ -12,13 +12,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use towpath_base::manual::{ManualKeys, ManualSa};
+use towpath_base::manual::{AhForm, AhKeys, ManualKeys, ManualSa, Protection, Segments};
 use towpath_base::policy::{IpsecProtocol, Policy, PolicyAction};
-use towpath_base::sa::Class;
-use towpath_base::{Spi, SubscriberHandle};
-use towpath_fabric::{GatewayKeys, GatewaySa, InspectKeys};
+use towpath_base::sa::{Class, EspSuite};
+use towpath_base::{Key, Spi, SubscriberHandle};
+use towpath_fabric::{AhSegments, GatewayKeys, GatewaySa, InspectKeys};
 use towpath_ipsec::highwater::BLOCK;
-use towpath_ipsec::sad::{AtLimit, EspParameters, IvRule, Overflow, SaMode, Sad, SadEntry, SadError};
+use towpath_ipsec::sad::{AhParameters, AtLimit, EspParameters, IvRule, Overflow, SaMode, Sad, SadEntry, SadError};
 use towpath_ipsec::shared::{SharedStart, Wanted};
 use towpath_ipsec::spd::{Spd, SpdError};
 use towpath_store::{KeyPrint, Ledger, Mark, Shelf, StoreError};
@@ -302,7 +302,7 @@ impl Stored {
         }
         let prints = sa
             .gateway_senders()
-            .map(|keys| keys.map(|keys| self.ledger.print(keys.cipher.expose())));
+            .map(|keys| keys.map(|key| self.ledger.print(key)));
         self.sas.insert(
             sa.id,
             Known {
@@ -324,32 +324,8 @@ impl Stored {
     /// The SA with blocks reserved where its senders may begin at once.
     fn installation(&self, known: &Known) -> Result<Installation, StoredError> {
         let sa = &known.sa;
-        let keys = match &sa.keys {
-            ManualKeys::None => GatewayKeys::None,
-            ManualKeys::Segments {
-                peer_in,
-                peer_out,
-                segment_in,
-                segment_out,
-            } => GatewayKeys::Full {
-                peer: sa.child(peer_in, peer_out),
-                segment_in: segment_in.clone(),
-                segment_out: segment_out.clone(),
-            },
-            ManualKeys::Shared { keys_in, keys_out } => GatewayKeys::Shared {
-                sa: sa.child(keys_in, keys_out),
-            },
-            ManualKeys::Inspect {
-                cipher_in,
-                cipher_out,
-            } => GatewayKeys::Inspect(InspectKeys {
-                suite: sa.suite,
-                mode: sa.mode,
-                cipher_in: cipher_in.clone(),
-                cipher_out: cipher_out.clone(),
-            }),
-        };
-        let proof_needed = matches!(sa.keys, ManualKeys::Shared { .. }) && sa.suite.is_counter_mode();
+        let keys = given(sa);
+        let proof_needed = sa.protection.needs_proof();
         let start = match known.prints {
             None => StoredStart::default(),
             Some([peer, terminal]) => StoredStart {
@@ -414,34 +390,105 @@ const fn direction_ids(id: u64) -> [u64; 2] {
     [2 * id, 2 * id + 1]
 }
 
-fn entries(sa: &ManualSa) -> [SadEntry; 2] {
-    let shared = matches!(sa.keys, ManualKeys::Shared { .. });
-    let iv = match (sa.suite.is_counter_mode(), shared) {
+/// What the gateway is given: no key beyond the class.
+fn given(sa: &ManualSa) -> GatewayKeys {
+    match &sa.protection {
+        Protection::Esp { suite, keys } => given_esp(sa, *suite, keys),
+        Protection::Ah { form, keys } => match keys {
+            AhKeys::None => GatewayKeys::None,
+            AhKeys::Segments(keys) => GatewayKeys::Ah(ah_segments(sa, *form, keys)),
+            AhKeys::Shared { key_in, key_out } => GatewayKeys::AhShared {
+                sa: sa.ah(*form, key_in, key_out),
+            },
+        },
+        Protection::EspInAh {
+            suite,
+            keys,
+            form,
+            ah,
+            ..
+        } => GatewayKeys::EspInAh {
+            peer: sa.child(*suite, &keys.peer_in, &keys.peer_out),
+            segment_in: keys.segment_in.clone(),
+            segment_out: keys.segment_out.clone(),
+            ah: ah_segments(sa, *form, ah),
+        },
+    }
+}
+
+fn given_esp(sa: &ManualSa, suite: EspSuite, keys: &ManualKeys) -> GatewayKeys {
+    match keys {
+        ManualKeys::None => GatewayKeys::None,
+        ManualKeys::Segments {
+            peer_in,
+            peer_out,
+            segment_in,
+            segment_out,
+        } => GatewayKeys::Full {
+            peer: sa.child(suite, peer_in, peer_out),
+            segment_in: segment_in.clone(),
+            segment_out: segment_out.clone(),
+        },
+        ManualKeys::Shared { keys_in, keys_out } => GatewayKeys::Shared {
+            sa: sa.child(suite, keys_in, keys_out),
+        },
+        ManualKeys::Inspect {
+            cipher_in,
+            cipher_out,
+        } => GatewayKeys::Inspect(InspectKeys {
+            suite,
+            mode: sa.mode,
+            cipher_in: cipher_in.clone(),
+            cipher_out: cipher_out.clone(),
+        }),
+    }
+}
+
+fn ah_segments(sa: &ManualSa, form: AhForm, keys: &Segments<Key>) -> AhSegments {
+    AhSegments {
+        peer: sa.ah(form, &keys.peer_in, &keys.peer_out),
+        segment_in: keys.segment_in.clone(),
+        segment_out: keys.segment_out.clone(),
+    }
+}
+
+fn iv_rule(suite: EspSuite, shared: bool) -> IvRule {
+    match (suite.is_counter_mode(), shared) {
         (true, true) => IvRule::CounterInHalf,
         (true, false) => IvRule::Counter,
-        (false, _) if sa.suite.iv_len() == 0 => IvRule::None,
+        (false, _) if suite.iv_len() == 0 => IvRule::None,
         (false, _) => IvRule::Random,
-    };
+    }
+}
+
+fn entries(sa: &ManualSa) -> [SadEntry; 2] {
+    let (protection, lifetime) = (&sa.protection, sa.lifetime);
+    let esp = protection.suite().map(|suite| EspParameters {
+        suite,
+        iv: iv_rule(suite, protection.is_shared()),
+        lifetime,
+    });
+    let ah = protection.ah().map(|form| AhParameters {
+        hmac_bits: form.integrity.key_len() as u16 * 8,
+        lifetime,
+    });
+    let full = protection.class() == Class::Full;
     let entry = |id, spi: Spi, destination| SadEntry {
         id,
         spi,
         destination,
-        protocol: IpsecProtocol::Esp,
+        protocol: match (esp, ah) {
+            (Some(_), Some(_)) => IpsecProtocol::EspAh,
+            (None, Some(_)) => IpsecProtocol::Ah,
+            (_, None) => IpsecProtocol::Esp,
+        },
         sequence: 0,
         overflow: Overflow::Stop,
-        window: if sa.keys.class() == Class::Full {
-            sa.replay_window
-        } else {
-            0
-        },
+        window: if full { sa.replay_window } else { 0 },
         esn: sa.esn,
-        ah: None,
-        esp: Some(EspParameters {
-            suite: sa.suite,
-            iv,
-            lifetime: sa.lifetime,
-        }),
-        lifetime: sa.lifetime,
+        ah,
+        esp,
+        lifetime,
         at_limit: AtLimit::Delete,
         mode: SaMode::Only(sa.mode),
         path_mtu: None,

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use towpath_base::sa::EspKeys;
-use towpath_fabric::{GatewayKeys, GatewaySa, SessionGrant};
+use towpath_fabric::{AhSegments, GatewayKeys, GatewaySa, SessionGrant};
 
 /// The open file.
 pub(super) struct KeyLog(File);
@@ -56,7 +56,31 @@ impl KeyLog {
                 self.keys("shared_in", &sa.keys_in);
                 self.keys("shared_out", &sa.keys_out);
             }
+            GatewayKeys::Ah(ah) => self.ah(ah),
+            GatewayKeys::AhShared { sa } => {
+                self.line("ah_shared_in", sa.key_in.expose());
+                self.line("ah_shared_out", sa.key_out.expose());
+            }
+            GatewayKeys::EspInAh {
+                peer,
+                segment_in,
+                segment_out,
+                ah,
+            } => {
+                self.keys("peer_in", &peer.keys_in);
+                self.keys("peer_out", &peer.keys_out);
+                self.keys("segment_in", segment_in);
+                self.keys("segment_out", segment_out);
+                self.ah(ah);
+            }
         }
+    }
+
+    fn ah(&mut self, ah: &AhSegments) {
+        self.line("ah_peer_in", ah.peer.key_in.expose());
+        self.line("ah_peer_out", ah.peer.key_out.expose());
+        self.line("ah_segment_in", ah.segment_in.expose());
+        self.line("ah_segment_out", ah.segment_out.expose());
     }
 
     fn keys(&mut self, name: &str, keys: &EspKeys) {

@@ -322,7 +322,7 @@ fn manual_info(sa: &ManualSa, handle: SubscriberHandle, traffic: &HashMap<SaKey,
     // Both directions fell to it: that is the class now.
     let class = match counters.stages {
         Some([Stage::Degraded, Stage::Degraded]) => Class::None,
-        _ => sa.keys.class(),
+        _ => sa.protection.class(),
     };
     SaInfo {
         subscriber: sa.subscriber.clone(),
@@ -333,7 +333,7 @@ fn manual_info(sa: &ManualSa, handle: SubscriberHandle, traffic: &HashMap<SaKey,
         spi_in: sa.spi_in,
         spi_out: sa.spi_out,
         class,
-        suite: Some(sa.suite),
+        suite: sa.protection.suite(),
         mode: Some(sa.mode),
         esn: Some(sa.esn),
         udp_encap: sa.encap.is_some(),
@@ -365,6 +365,10 @@ const fn stage(stage: Stage) -> &'static str {
 }
 
 fn exported(sa: &GatewaySa, segment: Segment) -> Vec<ExportedKey> {
+    let (esp_in, esp_out) = match &sa.keys {
+        GatewayKeys::EspInAh { peer, .. } => (peer.spi_in, peer.spi_out),
+        _ => (sa.spi_in, sa.spi_out),
+    };
     let pair = |suite, esn, inward: EspKeys, outward: EspKeys| {
         let one = |source, destination, spi: Spi, keys: &EspKeys| ExportedKey {
             source,
@@ -376,13 +380,14 @@ fn exported(sa: &GatewaySa, segment: Segment) -> Vec<ExportedKey> {
             integrity: crate::output::hex(keys.integrity.expose()),
         };
         vec![
-            one(sa.remote, sa.local, sa.spi_in, &inward),
-            one(sa.local, sa.remote, sa.spi_out, &outward),
+            one(sa.remote, sa.local, esp_in, &inward),
+            one(sa.local, sa.remote, esp_out, &outward),
         ]
     };
     match (&sa.keys, segment) {
-        (GatewayKeys::None, _) => Vec::new(),
-        (GatewayKeys::Full { peer, .. }, Segment::Core) => {
+        // AH hides nothing: there is no key to look inside with.
+        (GatewayKeys::None | GatewayKeys::Ah(_) | GatewayKeys::AhShared { .. }, _) => Vec::new(),
+        (GatewayKeys::Full { peer, .. } | GatewayKeys::EspInAh { peer, .. }, Segment::Core) => {
             pair(peer.suite, peer.esn, peer.keys_in.clone(), peer.keys_out.clone())
         }
         (
@@ -390,6 +395,12 @@ fn exported(sa: &GatewaySa, segment: Segment) -> Vec<ExportedKey> {
                 peer,
                 segment_in,
                 segment_out,
+            }
+            | GatewayKeys::EspInAh {
+                peer,
+                segment_in,
+                segment_out,
+                ..
             },
             Segment::Access,
         ) => pair(peer.suite, peer.esn, segment_in.clone(), segment_out.clone()),

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use towpath_base::manual::{ManualKeys, ManualSa};
+use towpath_base::manual::{ManualSa, Protection};
 use towpath_base::policy::Policy;
-use towpath_base::sa::{Class, EspSuite, Lifetime, Mode, UdpEncap};
+use towpath_base::sa::{Class, EspIntegrity, EspSuite, Lifetime, Mode, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 
 /// Something about manual SAs. Answered by [`super::Reply::ManualSas`].
@@ -69,8 +69,10 @@ pub struct ManualSaInfo {
     pub class: Class,
     /// Whether both ends and the gateway hold the same keys.
     pub shared: bool,
-    /// Algorithms.
-    pub suite: EspSuite,
+    /// ESP's algorithms, if there is ESP.
+    pub suite: Option<EspSuite>,
+    /// AH's algorithm, if there is AH.
+    pub ah: Option<EspIntegrity>,
     /// Transport or tunnel.
     pub mode: Mode,
     /// 64-bit sequence numbers.
@@ -86,7 +88,7 @@ pub struct ManualSaInfo {
     /// Peer's side of the traffic; its address when empty.
     pub remote_ts: Vec<TrafficSelector>,
     /// Keys, if they were asked for and may be shown.
-    pub keys: Option<ManualKeys>,
+    pub keys: Option<Protection>,
 }
 
 impl ManualSaInfo {
@@ -101,9 +103,10 @@ impl ManualSaInfo {
             peer: sa.peer,
             spi_in: sa.spi_in.to_string(),
             spi_out: sa.spi_out.to_string(),
-            class: sa.keys.class(),
-            shared: matches!(sa.keys, ManualKeys::Shared { .. }),
-            suite: sa.suite,
+            class: sa.protection.class(),
+            shared: sa.protection.is_shared(),
+            suite: sa.protection.suite(),
+            ah: sa.protection.ah().map(|form| form.integrity),
             mode: sa.mode,
             esn: sa.esn,
             replay_window: sa.replay_window,
@@ -111,7 +114,7 @@ impl ManualSaInfo {
             lifetime: sa.lifetime,
             local_ts: sa.local_ts.clone(),
             remote_ts: sa.remote_ts.clone(),
-            keys: with_keys.then(|| sa.keys.clone()),
+            keys: with_keys.then(|| sa.protection.clone()),
         }
     }
 }

@@ -5,8 +5,11 @@ use towpath_base::packet::PacketBuf;
 use towpath_base::sa::AhSa;
 use towpath_base::{DropReason, Instant, Key};
 
-use super::{AhInbound, AhOutbound, locate};
-use crate::inbound::DEFAULT_WINDOW_WORDS;
+use super::{AhInbound, AhOutbound, LocatedAh, locate};
+use crate::highwater::Reserved;
+use crate::inbound::{DEFAULT_WINDOW_WORDS, Opened};
+use crate::lifetime::LifetimeEvent;
+use crate::outbound::Sealed;
 
 /// Both directions of one AH SA pair at a gateway; see [`crate::Bridge`] for the picture.
 #[derive(Debug)]
@@ -15,6 +18,17 @@ pub struct AhBridge<I, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
     to_peer: AhOutbound<I>,
     from_peer: AhInbound<I, WORDS>,
     to_terminal: AhOutbound<I>,
+    numbers: Numbers,
+    told: Option<LifetimeEvent>,
+}
+
+/// Where the sequence numbers of a bridge come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    /// The gateway's own: the segments have keys of their own.
+    Own,
+    /// Never below the endpoint's, for the key is the endpoint's, too: then its packets can go by themselves again.
+    AboveTheEndpoints,
 }
 
 impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
@@ -38,7 +52,23 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
             to_peer: AhOutbound::new(provider, now, peer)?,
             from_peer: AhInbound::new(provider, now, peer)?,
             to_terminal: AhOutbound::with_key(provider, now, peer, segment_in)?.reversed(peer.spi_in),
+            numbers: Numbers::Own,
+            told: None,
         })
+    }
+
+    /// Both ends and the gateway hold the keys of `sa`. An HMAC has no nonce to repeat; while the gateway intervenes it is
+    /// the only sender towards each end, so numbers are all that has to be kept in order.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] if any key does not fit the algorithm.
+    pub fn shared<P>(provider: &P, now: Instant, sa: &AhSa) -> Result<Self, InvalidKey>
+    where
+        P: IcvProvider<Icv = I>,
+    {
+        let mut bridge = Self::new(provider, now, sa, &sa.key_in, &sa.key_out)?;
+        bridge.numbers = Numbers::AboveTheEndpoints;
+        Ok(bridge)
     }
 
     /// A packet of the terminal: in `packet` for the peer afterwards. On error its contents are unspecified.
@@ -46,8 +76,9 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
     /// # Errors
     /// Reason to drop the packet.
     pub fn to_peer(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        self.to_peer.meter_mut().check(now)?;
-        through(&mut self.from_terminal, &mut self.to_peer, now, packet)
+        let at = locate(packet.bytes())?;
+        let (number, len) = self.check(true, now, packet.bytes_mut(), &at)?;
+        self.resign(true, now, packet.bytes_mut(), &at, number, len)
     }
 
     /// A packet of the peer: in `packet` for the terminal afterwards. On error its contents are unspecified.
@@ -55,7 +86,158 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
     /// # Errors
     /// Reason to drop the packet.
     pub fn to_terminal(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        through(&mut self.from_peer, &mut self.to_terminal, now, packet)
+        let at = locate(packet.bytes())?;
+        let (number, len) = self.check(false, now, packet.bytes_mut(), &at)?;
+        self.resign(false, now, packet.bytes_mut(), &at, number, len)
+    }
+
+    /// Checks a packet of the terminal, else of the peer, where it lies; returns its number and the length of what AH
+    /// carries.
+    pub(crate) fn check(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        bytes: &mut [u8],
+        at: &LocatedAh,
+    ) -> Result<(u64, usize), DropReason> {
+        let from = if to_peer {
+            self.to_peer.meter_mut().check(now)?;
+            &mut self.from_terminal
+        } else {
+            &mut self.from_peer
+        };
+        let (number, _, len) = from.check(now, bytes, at)?;
+        from.meter_mut().count(now, len);
+        Ok((number, len))
+    }
+
+    /// Numbers and signs it for the other end.
+    pub(crate) fn resign(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        bytes: &mut [u8],
+        at: &LocatedAh,
+        number: u64,
+        len: usize,
+    ) -> Result<(), DropReason> {
+        let to = if to_peer {
+            &mut self.to_peer
+        } else {
+            &mut self.to_terminal
+        };
+        if self.numbers == Numbers::AboveTheEndpoints {
+            to.skip_to(number.saturating_sub(1));
+        }
+        to.resign(now, bytes, at, len).map(|_| ())
+    }
+
+    /// Opens a packet of the terminal, else of the peer; see [`AhInbound::open`].
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn open(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<Opened, DropReason> {
+        let opened = if to_peer {
+            self.from_terminal.open(now, packet)
+        } else {
+            self.from_peer.open(now, packet)
+        }?;
+        if self.numbers == Numbers::AboveTheEndpoints {
+            let to = if to_peer {
+                &mut self.to_peer
+            } else {
+                &mut self.to_terminal
+            };
+            to.skip_to(opened.sequence.saturating_sub(1));
+        }
+        Ok(opened)
+    }
+
+    /// Puts AH into a packet for the peer, else for the terminal; see [`AhOutbound::seal`].
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn seal(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<Sealed, DropReason> {
+        if to_peer {
+            self.to_peer.seal(now, packet)
+        } else {
+            self.to_terminal.seal(now, packet)
+        }
+    }
+
+    /// A limit reached by either direction since the last call; each limit once for the pair.
+    pub fn take_event(&mut self) -> Option<LifetimeEvent> {
+        let halves = [
+            self.to_peer.meter_mut().take_event(),
+            self.from_peer.meter_mut().take_event(),
+            self.to_terminal.meter_mut().take_event(),
+        ];
+        let event = halves.into_iter().flatten().max()?;
+        (self.told < Some(event)).then(|| {
+            self.told = Some(event);
+            event
+        })
+    }
+
+    /// Notices limits in time without a packet.
+    pub fn tick(&mut self, now: Instant) {
+        self.to_peer.meter_mut().tick(now);
+        self.from_peer.meter_mut().tick(now);
+    }
+
+    /// For keys that outlive the process: uses only numbers that are stored; see [`crate::highwater`].
+    pub fn start_reserved(&mut self, to_peer: Reserved, to_terminal: Reserved) {
+        self.to_peer.start_reserved(to_peer);
+        self.to_terminal.start_reserved(to_terminal);
+    }
+
+    /// Chooses both replay windows; see [`AhInbound::set_replay_window`].
+    pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
+        self.from_terminal.set_replay_window(packets)?;
+        self.from_peer.set_replay_window(packets)
+    }
+
+    /// The limits to store next, first of the sender to the peer.
+    pub const fn wanted(&self) -> [Option<u64>; 2] {
+        [self.to_peer.wants_reserved(), self.to_terminal.wants_reserved()]
+    }
+
+    /// `limit` is stored: for the sender to the peer, or to the terminal.
+    pub const fn reserve(&mut self, to_peer: bool, limit: u64) {
+        if to_peer {
+            self.to_peer.reserve(limit);
+        } else {
+            self.to_terminal.reserve(limit);
+        }
+    }
+
+    /// The half that sends to the peer, else the one to the terminal.
+    pub const fn sender(&self, to_peer: bool) -> &AhOutbound<I> {
+        if to_peer { &self.to_peer } else { &self.to_terminal }
+    }
+
+    /// As [`AhBridge::sender`], to tell it of a path MTU.
+    pub const fn sender_mut(&mut self, to_peer: bool) -> &mut AhOutbound<I> {
+        if to_peer {
+            &mut self.to_peer
+        } else {
+            &mut self.to_terminal
+        }
+    }
+
+    /// The half that receives from the terminal.
+    pub const fn terminal_receiver(&self) -> &AhInbound<I, WORDS> {
+        &self.from_terminal
     }
 
     /// The half that sends to the peer.
@@ -72,17 +254,4 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
     pub const fn peer_receiver(&self) -> &AhInbound<I, WORDS> {
         &self.from_peer
     }
-}
-
-fn through<I: IcvTransform, const WORDS: usize>(
-    from: &mut AhInbound<I, WORDS>,
-    to: &mut AhOutbound<I>,
-    now: Instant,
-    packet: &mut PacketBuf<'_>,
-) -> Result<(), DropReason> {
-    let at = locate(packet.bytes())?;
-    let (_, _, len) = from.check(now, packet.bytes_mut(), &at)?;
-    from.meter_mut().count(now, len);
-    to.resign(now, packet.bytes_mut(), &at, len)?;
-    Ok(())
 }

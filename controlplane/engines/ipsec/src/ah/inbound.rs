@@ -114,7 +114,7 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
     }
 
     /// Checks everything where the packet lies. The last of the result is the length of what AH carries.
-    pub(super) fn check(
+    pub(crate) fn check(
         &mut self,
         now: Instant,
         bytes: &mut [u8],

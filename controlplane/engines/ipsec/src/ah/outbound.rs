@@ -9,6 +9,7 @@ use towpath_base::{DropReason, Instant, Key, Spi};
 use towpath_common::wire::protocol;
 
 use super::{AH_LEN, Covered, LocatedAh};
+use crate::highwater::Reserved;
 use crate::icmp::TooBig;
 use crate::ip::{self, Ip, Walk};
 use crate::lifetime::Meter;
@@ -33,6 +34,7 @@ pub struct AhOutbound<I> {
     meter: Meter,
     path_mtu: PathMtu,
     outer: OuterPolicy,
+    reserved: Reserved,
 }
 
 impl<I: IcvTransform> AhOutbound<I> {
@@ -68,6 +70,7 @@ impl<I: IcvTransform> AhOutbound<I> {
             meter: Meter::new(Lifetime::default(), now),
             path_mtu: PathMtu::NONE,
             outer: OuterPolicy::default(),
+            reserved: Reserved::EVERYTHING,
         })
     }
 
@@ -94,6 +97,37 @@ impl<I: IcvTransform> AhOutbound<I> {
         if sequence > self.last_sequence {
             self.last_sequence = sequence;
         }
+    }
+
+    /// Uses no number that is not reserved; see [`crate::highwater`]. AH has no nonce, but a receiver drops numbers it
+    /// has seen: a successor has to start above what was reserved before.
+    pub const fn start_reserved(&mut self, reserved: Reserved) {
+        self.skip_to(reserved.after());
+        self.reserved = reserved;
+    }
+
+    /// Numbers up to `limit` may be used from now on.
+    pub const fn reserve(&mut self, limit: u64) {
+        self.reserved.extend(limit);
+    }
+
+    /// The limit to reserve next, when the present block runs out.
+    pub const fn wants_reserved(&self) -> Option<u64> {
+        self.reserved.wants(self.last_sequence)
+    }
+
+    /// Bytes it adds to a packet of this family.
+    pub(crate) fn overhead(&self, inner_v4: bool) -> usize {
+        let (outer_len, outer_v4) = match self.mode {
+            Mode::Transport => (0, inner_v4),
+            Mode::Tunnel => (outer::len(self.remote), self.remote.is_ipv4()),
+        };
+        outer_len + len(self.icv.integrity(), outer_v4, self.align8)
+    }
+
+    /// Largest plain IP packet that signed is at most `mtu` bytes long; `inner_v4` is its family.
+    pub fn largest_plain(&self, mtu: u16, inner_v4: bool) -> u16 {
+        mtu.saturating_sub(self.overhead(inner_v4) as u16)
     }
 
     /// Limits and counters.
@@ -226,7 +260,7 @@ impl<I: IcvTransform> AhOutbound<I> {
     }
 
     /// Numbers and signs the AH packet at `at` where it lies; for the bridge.
-    pub(super) fn resign(
+    pub(crate) fn resign(
         &mut self,
         now: Instant,
         bytes: &mut [u8],
@@ -256,6 +290,9 @@ impl<I: IcvTransform> AhOutbound<I> {
         let last = if self.esn { u64::MAX } else { u64::from(u32::MAX) };
         if self.last_sequence >= last {
             return Err(DropReason::EspSequenceExhausted);
+        }
+        if !self.reserved.covers(self.last_sequence + 1) {
+            return Err(DropReason::SequenceNotReserved);
         }
         self.last_sequence += 1;
         if self.last_sequence > last - last / 8 {

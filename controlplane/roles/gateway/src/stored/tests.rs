@@ -33,7 +33,6 @@ fn sa(name: &str, spi: u32, keys: ManualKeys) -> ManualSa {
         peer: "10.0.0.2".parse().unwrap(),
         spi_in: Spi(spi),
         spi_out: Spi(spi + 1),
-        suite: EspSuite::Aes128Gcm16,
         mode: Mode::Transport,
         esn: false,
         replay_window: 4096,
@@ -41,7 +40,10 @@ fn sa(name: &str, spi: u32, keys: ManualKeys) -> ManualSa {
         local_ts: Vec::new(),
         remote_ts: Vec::new(),
         lifetime: Lifetime::default(),
-        keys,
+        protection: Protection::Esp {
+            suite: EspSuite::Aes128Gcm16,
+            keys,
+        },
     }
 }
 
@@ -222,15 +224,19 @@ struct Terminal {
 
 impl Terminal {
     fn of(sa: &ManualSa) -> Self {
-        let ManualKeys::Segments {
-            segment_in,
-            segment_out,
-            ..
-        } = &sa.keys
+        let Protection::Esp {
+            suite,
+            keys:
+                ManualKeys::Segments {
+                    segment_in,
+                    segment_out,
+                    ..
+                },
+        } = &sa.protection
         else {
             panic!()
         };
-        let child = sa.child(segment_in, segment_out);
+        let child = sa.child(*suite, segment_in, segment_out);
         Self {
             out: towpath_ipsec::OutboundSa::new(&SoftEsp, NOW, &child).unwrap(),
             rng: towpath_base::testutil::SeededRng::new(1),
