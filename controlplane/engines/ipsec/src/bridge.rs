@@ -15,22 +15,31 @@ use towpath_base::sa::{ChildSa, EspKeys, Mode};
 use towpath_base::{DropReason, Instant};
 
 use crate::checksum::{self, ChecksumRepair};
+use crate::ends::Ends;
 use crate::highwater::Reserved;
 use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa, Opened};
 pub use crate::lifetime::LifetimeEvent;
-use crate::locate;
+use crate::locate::{self, Located};
 use crate::outbound::{OutboundSa, Sealed};
 
 /// Both directions of one SA pair at a gateway.
 ///
 /// Build it once per set of keys: a second one would start its counters, hence its nonces, over.
 #[derive(Debug)]
+#[repr(C)] // The fields both directions look at lie between them, beside either.
 pub struct Bridge<T, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
-    from_terminal: InboundSa<T, WORDS>,
-    to_peer: OutboundSa<T>,
-    from_peer: InboundSa<T, WORDS>,
-    to_terminal: OutboundSa<T>,
+    to_peer: Way<T, WORDS>,
+    /// Reached and not yet told.
+    pending: Option<LifetimeEvent>,
     told: Option<LifetimeEvent>,
+    to_terminal: Way<T, WORDS>,
+}
+
+/// One direction: all that a packet needs, side by side.
+#[derive(Debug)]
+struct Way<T, const WORDS: usize> {
+    from: InboundSa<T, WORDS>,
+    to: OutboundSa<T>,
 }
 
 impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
@@ -49,22 +58,70 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
     where
         P: EspProvider<Transform = T>,
     {
-        let mut from_peer = InboundSa::with_keys(provider, now, peer, &peer.keys_in)?;
+        let ends = Ends::outward(peer);
+        let mut from_peer = InboundSa::with_keys(provider, now, peer, &peer.keys_in, ends.clone())?;
         let mut from_terminal =
-            InboundSa::with_keys(provider, now, peer, segment_out)?.reversed(peer.spi_out);
+            InboundSa::with_keys(provider, now, peer, segment_out, ends.clone())?.reversed(peer.spi_out);
         if peer.encap.is_some() && peer.mode == Mode::Transport {
             // Behind a NAT the sender summed other addresses (RFC 3948 §3.1.2); the relay looks at the sum. What is
             // bridged without being opened keeps it.
             from_peer.set_checksum_repair(ChecksumRepair::Recompute);
             from_terminal.set_checksum_repair(ChecksumRepair::Recompute);
         }
+        let to_peer = OutboundSa::with_keys(provider, now, peer, &peer.keys_out, ends.clone())?;
+        let to_terminal =
+            OutboundSa::with_keys(provider, now, peer, segment_in, ends)?.reversed(peer.spi_in);
         Ok(Self {
-            from_terminal,
-            to_peer: OutboundSa::new(provider, now, peer)?,
-            from_peer: from_peer.limited(peer.lifetime, now),
-            to_terminal: OutboundSa::with_keys(provider, now, peer, segment_in)?.reversed(peer.spi_in),
+            to_peer: Way {
+                from: from_terminal,
+                to: to_peer.limited(peer.lifetime, now),
+            },
+            pending: None,
             told: None,
+            to_terminal: Way {
+                from: from_peer.limited(peer.lifetime, now),
+                to: to_terminal,
+            },
         })
+    }
+
+    /// Tells the processor that a packet is coming: to the peer, or to the terminal. Changes nothing but time.
+    #[inline]
+    pub fn expect(&self, to_peer: bool) {
+        T::prefetch(if to_peer { &self.to_peer } else { &self.to_terminal });
+        T::prefetch(&self.pending);
+    }
+
+    /// Works on one direction, and keeps what it has to tell.
+    #[inline]
+    fn on<R>(&mut self, to_peer: bool, work: impl FnOnce(&mut Way<T, WORDS>) -> R) -> R {
+        let way = if to_peer {
+            &mut self.to_peer
+        } else {
+            &mut self.to_terminal
+        };
+        let result = work(way);
+        if let Some(event) = way.take_event() {
+            self.pending = self.pending.max(Some(event));
+        }
+        result
+    }
+
+    /// The ESP packet in `packet`, which is at `at`, one segment further: to the peer, or to the terminal. On error its
+    /// contents are unspecified.
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    #[inline]
+    pub fn pass(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        at: &Located,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<(), DropReason> {
+        self.on(to_peer, |way| way.through(now, packet.bytes_mut(), at, rng))
     }
 
     /// A packet of the terminal: in `packet` for the peer afterwards. On error its contents are unspecified.
@@ -77,14 +134,8 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<(), DropReason> {
-        self.to_peer.meter_mut().check(now)?;
-        through(
-            &mut self.from_terminal,
-            &mut self.to_peer,
-            now,
-            packet.bytes_mut(),
-            rng,
-        )
+        let at = locate::esp(packet.bytes())?;
+        self.pass(true, now, packet, &at, rng)
     }
 
     /// A packet of the peer: in `packet` for the terminal afterwards. On error its contents are unspecified.
@@ -97,13 +148,8 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<(), DropReason> {
-        through(
-            &mut self.from_peer,
-            &mut self.to_terminal,
-            now,
-            packet.bytes_mut(),
-            rng,
-        )
+        let at = locate::esp(packet.bytes())?;
+        self.pass(false, now, packet, &at, rng)
     }
 
     /// A packet of the terminal, opened for the relay: the plain IP packet is in `packet` afterwards. On error its
@@ -116,7 +162,7 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         now: Instant,
         packet: &mut PacketBuf<'_>,
     ) -> Result<Opened, DropReason> {
-        self.from_terminal.open(now, packet)
+        self.on(true, |way| way.from.open(now, packet))
     }
 
     /// As [`Bridge::open_from_terminal`], for a packet of the peer.
@@ -124,7 +170,7 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
     /// # Errors
     /// Reason to drop the packet.
     pub fn open_from_peer(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Opened, DropReason> {
-        self.from_peer.open(now, packet)
+        self.on(false, |way| way.from.open(now, packet))
     }
 
     /// Seals the plain IP packet in `packet` for the peer; see [`OutboundSa::seal`]. Counts in the same sequence as
@@ -138,7 +184,7 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Sealed, DropReason> {
-        self.to_peer.seal(now, packet, rng)
+        self.on(true, |way| way.to.seal(now, packet, rng))
     }
 
     /// As [`Bridge::seal_to_peer`], for the terminal.
@@ -151,18 +197,13 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Sealed, DropReason> {
-        self.to_terminal.seal(now, packet, rng)
+        self.on(false, |way| way.to.seal(now, packet, rng))
     }
 
     /// A limit reached by either direction since the last call; each limit once for the pair.
     #[inline]
     pub fn take_event(&mut self) -> Option<LifetimeEvent> {
-        let halves = [
-            self.to_peer.meter_mut().take_event(),
-            self.from_peer.meter_mut().take_event(),
-            self.to_terminal.meter_mut().take_event(),
-        ];
-        let event = halves.into_iter().flatten().max()?;
+        let event = self.pending.take()?;
         (self.told < Some(event)).then(|| {
             self.told = Some(event);
             event
@@ -171,71 +212,100 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
 
     /// Notices limits in time without a packet; see [`Bridge::take_event`].
     pub fn tick(&mut self, now: Instant) {
-        self.to_peer.meter_mut().tick(now);
-        self.from_peer.meter_mut().tick(now);
+        self.on(true, |way| way.to.meter_mut().tick(now));
+        self.on(false, |way| way.from.meter_mut().tick(now));
     }
 
     /// For keys that outlive the process: uses only numbers that are stored; see [`crate::highwater`].
     pub fn start_reserved(&mut self, to_peer: Reserved, to_terminal: Reserved) {
-        self.to_peer.start_reserved(to_peer);
-        self.to_terminal.start_reserved(to_terminal);
+        self.to_peer.to.start_reserved(to_peer);
+        self.to_terminal.to.start_reserved(to_terminal);
     }
 
     /// Chooses both replay windows; see [`InboundSa::set_replay_window`].
     pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
-        self.from_terminal.set_replay_window(packets)?;
-        self.from_peer.set_replay_window(packets)
+        self.to_peer.from.set_replay_window(packets)?;
+        self.to_terminal.from.set_replay_window(packets)
     }
 
     /// The limits to store next, first of the sender to the peer. Asked again until [`Bridge::reserve`]d.
     pub const fn wanted(&self) -> [Option<u64>; 2] {
-        [self.to_peer.wants_reserved(), self.to_terminal.wants_reserved()]
+        [
+            self.to_peer.to.wants_reserved(),
+            self.to_terminal.to.wants_reserved(),
+        ]
     }
 
     /// `limit` is stored: for the sender to the peer, or to the terminal.
     pub const fn reserve(&mut self, to_peer: bool, limit: u64) {
         if to_peer {
-            self.to_peer.reserve(limit);
+            self.to_peer.to.reserve(limit);
         } else {
-            self.to_terminal.reserve(limit);
+            self.to_terminal.to.reserve(limit);
+        }
+    }
+
+    /// The half that sends to the peer, else the one to the terminal.
+    pub const fn sender(&self, to_peer: bool) -> &OutboundSa<T> {
+        if to_peer {
+            &self.to_peer.to
+        } else {
+            &self.to_terminal.to
+        }
+    }
+
+    /// As [`Bridge::sender`], to tell it of a path MTU.
+    pub const fn sender_mut(&mut self, to_peer: bool) -> &mut OutboundSa<T> {
+        if to_peer {
+            &mut self.to_peer.to
+        } else {
+            &mut self.to_terminal.to
         }
     }
 
     /// The half that sends to the peer.
     pub const fn peer_sender(&self) -> &OutboundSa<T> {
-        &self.to_peer
+        &self.to_peer.to
     }
 
     /// The half that sends to the terminal.
     pub const fn terminal_sender(&self) -> &OutboundSa<T> {
-        &self.to_terminal
+        &self.to_terminal.to
     }
 
     /// The half that receives from the peer.
     pub const fn peer_receiver(&self) -> &InboundSa<T, WORDS> {
-        &self.from_peer
+        &self.to_terminal.from
     }
 
     /// The half that receives from the terminal.
     pub const fn terminal_receiver(&self) -> &InboundSa<T, WORDS> {
-        &self.from_terminal
+        &self.to_peer.from
     }
 }
 
-fn through<T: EspTransform, const WORDS: usize>(
-    from: &mut InboundSa<T, WORDS>,
-    to: &mut OutboundSa<T>,
-    now: Instant,
-    bytes: &mut [u8],
-    rng: &mut (impl Rng + ?Sized),
-) -> Result<(), DropReason> {
-    let at = locate::esp(bytes)?;
-    let plain = from.decrypt(now, bytes, &at)?;
-    let len = plain.len(from.mode(), &at);
-    from.meter_mut().count(now, len);
-    to.reseal(now, bytes, at.esp_at, at.end, len, rng)?;
-    if let Some(udp_at) = at.udp_at {
-        checksum::finish_udp(bytes, udp_at, at.end);
+impl<T: EspTransform, const WORDS: usize> Way<T, WORDS> {
+    fn through(
+        &mut self,
+        now: Instant,
+        bytes: &mut [u8],
+        at: &Located,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<(), DropReason> {
+        self.to.meter_mut().check(now)?;
+        let plain = self.from.decrypt(now, bytes, at)?;
+        let len = plain.len(self.from.mode(), at);
+        self.from.meter_mut().count(now, len);
+        self.to.reseal(now, bytes, at.esp_at, at.end, len, rng)?;
+        if let Some(udp_at) = at.udp_at {
+            checksum::finish_udp(bytes, udp_at, at.end);
+        }
+        Ok(())
     }
-    Ok(())
+
+    #[inline]
+    fn take_event(&mut self) -> Option<LifetimeEvent> {
+        let to = self.to.meter_mut().take_event();
+        to.max(self.from.meter_mut().take_event())
+    }
 }

@@ -5,11 +5,12 @@ use core::net::IpAddr;
 use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey};
 use towpath_base::packet::PacketBuf;
 use towpath_base::replay::ReplayWindow;
-use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode, Selectors};
+use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode};
 use towpath_base::{DropReason, Instant, Spi};
 use towpath_common::wire::protocol;
 
 use crate::checksum::{self, ChecksumRepair};
+use crate::ends::Ends;
 use crate::ip::{self, IPV6_LEN, Ip, Walk};
 use crate::lifetime::Meter;
 use crate::locate::{self, ESP_LEN, Flow, Located};
@@ -37,8 +38,7 @@ pub struct InboundSa<T, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
     esn: bool,
     mode: Mode,
     window: ReplayWindow<WORDS>,
-    sources: Selectors,
-    destinations: Selectors,
+    ends: Ends,
     /// The flow the selectors were last found to admit.
     admitted: Option<Brief>,
     repair: ChecksumRepair,
@@ -81,7 +81,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     where
         P: EspProvider<Transform = T>,
     {
-        let mut inbound = Self::with_keys(provider, now, sa, &sa.keys_in)?;
+        let mut inbound = Self::with_keys(provider, now, sa, &sa.keys_in, Ends::outward(sa))?;
         inbound.meter = Meter::new(sa.lifetime, now);
         if sa.encap.is_some() && sa.mode == Mode::Transport {
             inbound.repair = ChecksumRepair::Recompute;
@@ -89,12 +89,14 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         Ok(inbound)
     }
 
-    /// As [`InboundSa::new`] with other keys, without limits and without repairs: a segment of the same SA.
+    /// As [`InboundSa::new`] with other keys, without limits and without repairs: a segment of the same SA. `ends` are
+    /// those of `sa`.
     pub(crate) fn with_keys<P>(
         provider: &P,
         now: Instant,
         sa: &ChildSa,
         keys: &EspKeys,
+        ends: Ends,
     ) -> Result<Self, InvalidKey>
     where
         P: EspProvider<Transform = T>,
@@ -106,8 +108,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
             esn: sa.esn,
             mode: sa.mode,
             window: ReplayWindow::new(),
-            sources: sa.remote_ts,
-            destinations: sa.local_ts,
+            ends: ends.reversed(),
             admitted: None,
             repair: ChecksumRepair::Keep,
             meter: Meter::new(Lifetime::default(), now),
@@ -115,15 +116,17 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     }
 
     /// The same SA seen from its far end: what the remote end receives with.
-    pub(crate) const fn reversed(mut self, spi: Spi) -> Self {
-        (self.sources, self.destinations) = (self.destinations, self.sources);
-        self.admitted = None;
-        self.spi = spi;
-        self
+    pub(crate) fn reversed(self, spi: Spi) -> Self {
+        Self {
+            ends: self.ends.reversed(),
+            admitted: None,
+            spi,
+            ..self
+        }
     }
 
     /// Takes over the limits of `sa`.
-    pub(crate) const fn limited(mut self, limits: Lifetime, now: Instant) -> Self {
+    pub(crate) fn limited(mut self, limits: Lifetime, now: Instant) -> Self {
         self.meter = Meter::new(limits, now);
         self
     }
@@ -228,7 +231,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
             payload.len()
         } else {
             let (flow, len) = self.flow(at, next_header, payload)?;
-            if !flow.matches(&self.sources, &self.destinations) {
+            if !self.ends.admit(&flow) {
                 return Err(DropReason::EspSelectorMismatch);
             }
             self.admitted = brief;

@@ -29,6 +29,7 @@ extern crate alloc;
 pub mod ah;
 pub mod bridge;
 mod checksum;
+mod ends;
 pub mod fragment;
 pub mod highwater;
 pub mod icmp;

@@ -4,11 +4,12 @@ use core::net::IpAddr;
 
 use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode, Selectors, UdpEncap};
+use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode, UdpEncap};
 use towpath_base::{DropReason, Instant, Spi};
 use towpath_common::wire::protocol;
 
 use crate::checksum;
+use crate::ends::Ends;
 use crate::highwater::Reserved;
 use crate::icmp::TooBig;
 use crate::ip::{self, Ip, Walk, put16};
@@ -42,8 +43,7 @@ pub struct OutboundSa<T> {
     encap: Option<UdpEncap>,
     local: IpAddr,
     remote: IpAddr,
-    sources: Selectors,
-    destinations: Selectors,
+    ends: Ends,
     meter: Meter,
     path_mtu: PathMtu,
     outer: OuterPolicy,
@@ -61,17 +61,18 @@ impl<T: EspTransform> OutboundSa<T> {
     where
         P: EspProvider<Transform = T>,
     {
-        let mut outbound = Self::with_keys(provider, now, sa, &sa.keys_out)?;
+        let mut outbound = Self::with_keys(provider, now, sa, &sa.keys_out, Ends::outward(sa))?;
         outbound.meter = Meter::new(sa.lifetime, now);
         Ok(outbound)
     }
 
-    /// As [`OutboundSa::new`] with other keys and without limits: a segment of the same SA.
+    /// As [`OutboundSa::new`] with other keys and without limits: a segment of the same SA. `ends` are those of `sa`.
     pub(crate) fn with_keys<P>(
         provider: &P,
         now: Instant,
         sa: &ChildSa,
         keys: &EspKeys,
+        ends: Ends,
     ) -> Result<Self, InvalidKey>
     where
         P: EspProvider<Transform = T>,
@@ -86,8 +87,7 @@ impl<T: EspTransform> OutboundSa<T> {
             encap: sa.encap,
             local: sa.local,
             remote: sa.remote,
-            sources: sa.local_ts,
-            destinations: sa.remote_ts,
+            ends,
             meter: Meter::new(Lifetime::default(), now),
             path_mtu: PathMtu::NONE,
             outer: OuterPolicy::default(),
@@ -98,15 +98,23 @@ impl<T: EspTransform> OutboundSa<T> {
 
     /// The same SA seen from its far end: what the remote end sends with, hence what a gateway sends with towards
     /// the local one.
-    pub(crate) const fn reversed(mut self, spi: Spi) -> Self {
-        (self.local, self.remote) = (self.remote, self.local);
-        (self.sources, self.destinations) = (self.destinations, self.sources);
-        self.encap = match self.encap {
-            Some(encap) => Some(encap.mirrored()),
-            None => None,
-        };
-        self.spi = spi;
-        self
+    pub(crate) fn reversed(self, spi: Spi) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            ends: self.ends.reversed(),
+            encap: self.encap.map(UdpEncap::mirrored),
+            spi,
+            ..self
+        }
+    }
+
+    /// Takes over the limits of an SA.
+    pub(crate) fn limited(self, limits: Lifetime, now: Instant) -> Self {
+        Self {
+            meter: Meter::new(limits, now),
+            ..self
+        }
     }
 
     /// SPI of the packets it makes.
@@ -237,7 +245,7 @@ impl<T: EspTransform> OutboundSa<T> {
 
     /// Whether the SA's selectors admit the flow.
     pub fn admits(&self, flow: &Flow) -> bool {
-        flow.matches(&self.sources, &self.destinations)
+        self.ends.admit(flow)
     }
 
     /// Turns the plain IP packet in `packet` into an ESP packet. The rooms of `packet` must hold what is added:

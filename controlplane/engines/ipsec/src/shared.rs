@@ -27,6 +27,7 @@ use towpath_base::sa::ChildSa;
 use towpath_base::{DropReason, Instant};
 
 use crate::checksum;
+use crate::ends::Ends;
 use crate::highwater::Reserved;
 use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa};
 use crate::lifetime::LifetimeEvent;
@@ -250,18 +251,20 @@ impl<T: EspTransform, const WORDS: usize> SharedBridge<T, WORDS> {
         P: EspProvider<Transform = T>,
     {
         let counted = sa.suite.is_counter_mode();
-        let from_terminal = InboundSa::with_keys(provider, now, sa, &sa.keys_out)?.reversed(sa.spi_out);
-        let from_peer = InboundSa::with_keys(provider, now, sa, &sa.keys_in)?;
+        let ends = Ends::outward(sa);
+        let from_terminal =
+            InboundSa::with_keys(provider, now, sa, &sa.keys_out, ends.clone())?.reversed(sa.spi_out);
+        let from_peer = InboundSa::with_keys(provider, now, sa, &sa.keys_in, ends.clone())?;
         Ok(Self {
             to_peer: Half::new(
                 from_terminal.limited(sa.lifetime, now),
-                OutboundSa::with_keys(provider, now, sa, &sa.keys_out)?,
+                OutboundSa::with_keys(provider, now, sa, &sa.keys_out, ends.clone())?,
                 counted,
                 to_peer,
             ),
             to_terminal: Half::new(
                 from_peer.limited(sa.lifetime, now),
-                OutboundSa::with_keys(provider, now, sa, &sa.keys_in)?.reversed(sa.spi_in),
+                OutboundSa::with_keys(provider, now, sa, &sa.keys_in, ends)?.reversed(sa.spi_in),
                 counted,
                 to_terminal,
             ),

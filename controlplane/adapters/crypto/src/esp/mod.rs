@@ -1,11 +1,11 @@
 //! ESP and AH bulk cryptography with aws-lc-rs.
 
 mod ccm;
+mod direct;
 mod icv;
 #[cfg(test)]
 mod wycheproof;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{
     AES_128, AES_256, Algorithm, DecryptingKey, DecryptionContext, EncryptingKey, EncryptionContext,
     UnboundCipherKey,
@@ -15,6 +15,7 @@ use towpath_base::crypto::{EspParts, EspProvider, EspTransform, Forged, InvalidK
 use towpath_base::sa::{EspCipher, EspKeys, EspSuite, KeyParts};
 
 use ccm::Ccm;
+use direct::AeadKey;
 pub use icv::AwsLcIcv;
 
 /// Makes [`AwsLcTransform`]s and [`AwsLcIcv`]s.
@@ -28,9 +29,13 @@ pub struct AwsLcTransform {
     cipher: Cipher,
 }
 
-/// The common case inline, the others behind one pointer.
+/// The common case inline with its key schedule, the others behind one pointer.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the packet path finds the large one where it looks, without another pointer"
+)]
 enum Cipher {
-    Aead { key: LessSafeKey, salt: [u8; 4] },
+    Aead { key: AeadKey, salt: [u8; 4] },
     Ccm(Box<Ccm>),
     Cbc(Box<Cbc>),
     Ctr(Box<Ctr>),
@@ -80,9 +85,11 @@ impl Cipher {
         let unbound = || UnboundCipherKey::new(aes(suite), parts.cipher).map_err(|_| InvalidKey);
         let icv = || AwsLcIcv::new(suite.integrity().ok_or(InvalidKey)?, parts.integrity);
         match suite.cipher() {
-            EspCipher::AesGcm16 if suite.cipher_key_len() == 16 => Self::aead(&AES_128_GCM, parts),
-            EspCipher::AesGcm16 => Self::aead(&AES_256_GCM, parts),
-            EspCipher::ChaCha20Poly1305 => Self::aead(&CHACHA20_POLY1305, parts),
+            EspCipher::AesGcm16 if suite.cipher_key_len() == 16 => {
+                Self::aead(direct::Algorithm::Aes128Gcm, parts)
+            }
+            EspCipher::AesGcm16 => Self::aead(direct::Algorithm::Aes256Gcm, parts),
+            EspCipher::ChaCha20Poly1305 => Self::aead(direct::Algorithm::ChaCha20Poly1305, parts),
             EspCipher::AesCcm16 => {
                 let salt = parts.salt.try_into().map_err(|_| InvalidKey)?;
                 Ok(Self::Ccm(Box::new(Ccm::new(aes(suite), parts.cipher, salt)?)))
@@ -101,10 +108,9 @@ impl Cipher {
         }
     }
 
-    fn aead(algorithm: &'static aws_lc_rs::aead::Algorithm, parts: KeyParts<'_>) -> Result<Self, InvalidKey> {
-        let key = UnboundKey::new(algorithm, parts.cipher).map_err(|_| InvalidKey)?;
+    fn aead(algorithm: direct::Algorithm, parts: KeyParts<'_>) -> Result<Self, InvalidKey> {
         Ok(Self::Aead {
-            key: LessSafeKey::new(key),
+            key: AeadKey::new(algorithm, parts.cipher)?,
             salt: parts.salt.try_into().map_err(|_| InvalidKey)?,
         })
     }
@@ -120,16 +126,12 @@ impl EspTransform for AwsLcTransform {
     fn seal(&mut self, parts: EspParts<'_>) -> Result<(), Forged> {
         match &self.cipher {
             Cipher::Aead { key, salt } => {
-                let nonce = Nonce::assume_unique_for_key(parts.nonce(salt)?);
+                let nonce = parts.nonce(salt)?;
+                let full = parts.esn_high.map(|high| parts.header_with(high));
+                let icv = parts.icv.try_into().map_err(|_| Forged)?;
                 // Without ESN the header as it stands: no bytes are moved for the common case.
-                let tag = match parts.esn_high {
-                    None => key.seal_in_place_separate_tag(nonce, Aad::from(parts.header), parts.payload),
-                    Some(_) => key.seal_in_place_separate_tag(nonce, Aad::from(parts.aad()), parts.payload),
-                };
-                let tag = tag.map_err(|_| Forged)?;
-                *<&mut [u8; 16]>::try_from(parts.icv).map_err(|_| Forged)? =
-                    *tag.as_ref().first_chunk().ok_or(Forged)?;
-                Ok(())
+                let aad = full.as_ref().map_or(&parts.header[..], |full| full);
+                key.seal(&nonce, aad, parts.payload, icv)
             }
             Cipher::Ccm(ccm) => ccm.seal(parts),
             Cipher::Cbc(cbc) => {
@@ -148,20 +150,19 @@ impl EspTransform for AwsLcTransform {
     }
 
     #[inline]
+    fn prefetch<U>(value: &U) {
+        direct::prefetch(value);
+    }
+
+    #[inline]
     fn open(&mut self, parts: EspParts<'_>) -> Result<(), Forged> {
         match &self.cipher {
             Cipher::Aead { key, salt } => {
-                if parts.icv.len() != 16 {
-                    return Err(Forged);
-                }
-                let nonce = Nonce::assume_unique_for_key(parts.nonce(salt)?);
-                let aad = parts.aad();
-                let (icv, payload) = (&*parts.icv, parts.payload);
-                let opened = match parts.esn_high {
-                    None => key.open_in_place_separate_tag(nonce, Aad::from(parts.header), icv, payload),
-                    Some(_) => key.open_in_place_separate_tag(nonce, Aad::from(aad), icv, payload),
-                };
-                opened.map(|_| ()).map_err(|_| Forged)
+                let nonce = parts.nonce(salt)?;
+                let full = parts.esn_high.map(|high| parts.header_with(high));
+                let icv = (&*parts.icv).try_into().map_err(|_| Forged)?;
+                let aad = full.as_ref().map_or(&parts.header[..], |full| full);
+                key.open(&nonce, aad, parts.payload, icv)
             }
             Cipher::Ccm(ccm) => ccm.open(parts),
             Cipher::Cbc(cbc) => {

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::key::Key;
-use crate::sa::{EspIntegrity, EspKeys, EspSuite};
+use crate::sa::{ChildSa, EspIntegrity, EspKeys, EspSuite};
 
 /// The parts of one ESP packet that a transform works on, in place (RFC 4303 §2).
 ///
@@ -32,14 +32,19 @@ impl EspParts<'_> {
                 bytes: [a, b, c, d, e, f, g, h, 0, 0, 0, 0],
                 len: 8,
             },
-            Some(high) => {
-                let [i, j, k, l] = high.to_be_bytes();
-                Aad {
-                    bytes: [a, b, c, d, i, j, k, l, e, f, g, h],
-                    len: 12,
-                }
-            }
+            Some(high) => Aad {
+                bytes: self.header_with(high),
+                len: 12,
+            },
         }
+    }
+
+    /// Additional authenticated data with ESN: SPI and all 64 bits of the sequence number (RFC 4106 §5).
+    #[inline]
+    pub const fn header_with(&self, high: u32) -> [u8; 12] {
+        let [a, b, c, d, e, f, g, h] = self.header;
+        let [i, j, k, l] = high.to_be_bytes();
+        [a, b, c, d, i, j, k, l, e, f, g, h]
     }
 
     /// Salt and explicit IV: the nonce of GCM and ChaCha20-Poly1305 (RFC 4106 §4, RFC 7634 §2.1).
@@ -130,6 +135,15 @@ pub trait EspTransform {
 
     /// Checks `parts.icv` in constant time, then decrypts `parts.payload`. On error the payload is unspecified.
     fn open(&mut self, parts: EspParts<'_>) -> Result<(), Forged>;
+
+    /// Tells the processor that the bytes of `value` will be needed soon, where there is a way to say so: what an SA is
+    /// made of, its transform inside. Nothing depends on it but time.
+    #[inline]
+    fn prefetch<U>(_value: &U)
+    where
+        Self: Sized,
+    {
+    }
 }
 
 /// Makes transforms.
@@ -139,6 +153,16 @@ pub trait EspProvider {
 
     /// A transform under `keys`.
     fn transform(&self, suite: EspSuite, keys: &EspKeys) -> Result<Self::Transform, InvalidKey>;
+
+    /// The terminal is about to take over `sa` for packets of this sensitivity level. For providers that hand SAs on,
+    /// to an operating system say, which then seals and opens in place of the transforms.
+    ///
+    /// # Errors
+    /// It cannot be handed on: the SA is refused.
+    fn adopt(&self, level: u8, sa: &ChildSa) -> Result<(), InvalidKey> {
+        let _ = (level, sa);
+        Ok(())
+    }
 }
 
 /// One keyed integrity algorithm: what AH needs, and half of an ESP suite.
