@@ -199,6 +199,9 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             return TransferResult::Unusable;
         }
         let name = SaName::of(sa);
+        if self.provider.adopt(0, sa).is_err() {
+            return TransferResult::Unusable;
+        }
         match self.sad.install(
             &self.provider,
             now,

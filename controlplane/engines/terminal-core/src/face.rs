@@ -171,6 +171,8 @@ pub struct SaStatus {
     pub encap: bool,
     /// Replaced by a newer one: receives, does not send.
     pub replaced: bool,
+    /// Receives already; the one it replaces sends until the peer is known to have this one.
+    pub standby: bool,
     /// Packets sent.
     pub packets_out: u64,
     /// Bytes sent: plain IP packets.
@@ -557,6 +559,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             mode: pair.mode,
             encap: pair.encap,
             replaced: pair.is_replaced(),
+            standby: pair.is_standby(),
             packets_out: pair.outbound.meter().packets(),
             bytes_out: pair.outbound.meter().bytes(),
             packets_in: pair.inbound.meter().packets(),

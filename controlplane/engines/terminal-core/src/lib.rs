@@ -25,12 +25,14 @@
 //! | `sad` | the SAs, old and new |
 //! | `hold` | packets that wait for an SA |
 //! | `request` | proxy requests under way |
+//! | `elsewhere` | for hosts whose operating system seals and opens the packets |
 //! | `enrolment` | registration, sessions, the persisted counter |
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod command;
 mod control;
+mod elsewhere;
 mod enrolment;
 mod face;
 mod headers;

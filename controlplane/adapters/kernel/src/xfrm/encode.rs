@@ -157,8 +157,10 @@ impl Message {
     /// `struct xfrm_usersa_info` and its attributes. `None` if the keys do not fit the suite.
     pub(super) fn state(&mut self, state: &State<'_>) -> Option<()> {
         let parts = state.keys.parts(state.suite)?;
-        // Packets of any kind: what may use the SA is a matter of the policies that name it.
-        self.zeros(SELECTOR_LEN);
+        match &state.selector {
+            Some(selector) => self.selector(selector),
+            None => self.zeros(SELECTOR_LEN),
+        }
         self.address(state.destination);
         self.bytes(&state.spi.0.to_be_bytes());
         self.u8(PROTO_ESP);

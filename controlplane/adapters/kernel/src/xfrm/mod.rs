@@ -73,6 +73,8 @@ pub struct State<'a> {
     pub lifetime: Lifetime,
     /// Payloads are padded up to this many bytes (RFC 4303 §2.7); 0: none. Tunnel mode alone can have it.
     pub tfc_pad: u32,
+    /// Packets it is for, where its policies may admit more.
+    pub selector: Option<Selector>,
 }
 
 impl State<'_> {
@@ -226,6 +228,7 @@ impl Xfrm {
             replay_window: 32,
             lifetime: Lifetime::default(),
             tfc_pad: 0,
+            selector: None,
         };
         let there = self.add_state(&probe).is_ok();
         // Nothing to remove if it was not there.
@@ -389,7 +392,6 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 /// Receives what the kernel asks for and tells.
 pub struct XfrmEvents {
     socket: Socket,
-    pending: std::collections::VecDeque<Event>,
 }
 
 impl XfrmEvents {
@@ -397,29 +399,22 @@ impl XfrmEvents {
     pub fn open() -> io::Result<Self> {
         let socket = open(EVENT_GROUPS)?;
         socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket,
-            pending: std::collections::VecDeque::new(),
-        })
+        Ok(Self { socket })
     }
 
-    /// The next event; [`io::ErrorKind::WouldBlock`] when there is none.
-    pub fn recv(&mut self) -> io::Result<Event> {
+    /// What came next, in order, perhaps nothing of interest; [`io::ErrorKind::WouldBlock`] when there is nothing.
+    pub fn recv(&self) -> io::Result<Vec<Event>> {
         let mut buffer = [0u8; 8192];
-        loop {
-            if let Some(event) = self.pending.pop_front() {
-                return Ok(event);
-            }
-            let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
-            let len = match nix::sys::socket::recv(self.socket.as_raw_fd(), &mut buffer, flags) {
-                // Some were lost; what they asked for is asked for again.
-                Err(nix::errno::Errno::ENOBUFS) => continue,
-                len => len?,
-            };
-            let received = messages(buffer.get(..len).unwrap_or_default());
-            self.pending
-                .extend(received.filter_map(|(kind, body)| event(kind, View(body))));
-        }
+        let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT;
+        let len = match nix::sys::socket::recv(self.socket.as_raw_fd(), &mut buffer, flags) {
+            // Some were lost; what they asked for is asked for again.
+            Err(nix::errno::Errno::ENOBUFS) => 0,
+            len => len?,
+        };
+        let received = messages(buffer.get(..len).unwrap_or_default());
+        Ok(received
+            .filter_map(|(kind, body)| event(kind, View(body)))
+            .collect())
     }
 }
 

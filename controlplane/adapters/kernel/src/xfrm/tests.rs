@@ -71,6 +71,7 @@ fn a_gcm_state_is_what_iproute2_sends() {
         replay_window: 64,
         lifetime: Lifetime::default(),
         tfc_pad: 0,
+        selector: None,
     };
     let mut message = Message::new();
     message.state(&state).unwrap();
@@ -129,6 +130,7 @@ fn a_cbc_state_in_udp_with_limits_is_what_iproute2_sends() {
             hard_bytes: 2000,
         },
         tfc_pad: 0,
+        selector: None,
     };
     let mut message = Message::new();
     message.state(&state).unwrap();
