@@ -15,6 +15,8 @@ const WINDOW_WORDS: usize = 8;
 /// One pair.
 pub(crate) struct Pair<T> {
     pub(crate) name: SaName,
+    /// The peer as the SPD knows it: one that moved is elsewhere since.
+    peer: IpAddr,
     pub(crate) class: Class,
     pub(crate) suite: EspSuite,
     pub(crate) mode: Mode,
@@ -100,13 +102,13 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         self.pairs
             .iter_mut()
             .flatten()
-            .filter(|pair| pair.name.remote == peer && !pair.is_replaced() && pair.outbound.admits(flow))
+            .filter(|pair| pair.peer == peer && !pair.is_replaced() && pair.outbound.admits(flow))
             .max_by_key(|pair| (!pair.is_standby(), pair.age))
     }
 
     pub(crate) fn admits(&self, peer: IpAddr, flow: &Flow) -> bool {
         self.iter()
-            .any(|pair| pair.name.remote == peer && !pair.is_replaced() && pair.outbound.admits(flow))
+            .any(|pair| pair.peer == peer && !pair.is_replaced() && pair.outbound.admits(flow))
     }
 
     /// The pair that receives under `spi`.
@@ -142,8 +144,14 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         };
         let name = SaName::of(sa);
         let between = sa.lifetime.hard_seconds.saturating_sub(sa.lifetime.soft_seconds);
+        // A successor serves the peer its predecessor served, wherever that is now.
+        let predecessor = self
+            .iter()
+            .find(|old| replaces == Some(old.name.spi_in) && !old.is_replaced());
+        let peer = predecessor.map_or(name.remote, |old| old.peer);
         let mut pair = Pair {
             name,
+            peer,
             class,
             suite: sa.suite,
             mode: sa.mode,
@@ -157,7 +165,7 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             standby: None,
         };
         for old in self.pairs.iter_mut().flatten() {
-            if replaces == Some(old.name.spi_in) && old.name.remote == name.remote && !old.is_replaced() {
+            if replaces == Some(old.name.spi_in) && old.peer == peer && !old.is_replaced() {
                 old.renew_at = None;
                 if standby {
                     pair.standby = Some((old.name.spi_in, now + STANDBY));
@@ -176,11 +184,11 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
     /// The peer has this pair, which was on standby: it sends from now on, what it replaces only receives.
     pub(crate) fn promote(&mut self, now: Instant, name: &SaName, linger: Duration) {
         let waiting = self.pairs.iter_mut().flatten().find(|pair| pair.name == *name);
-        let Some((old, _)) = waiting.and_then(|pair| pair.standby.take()) else {
+        let Some((peer, (old, _))) = waiting.and_then(|pair| Some((pair.peer, pair.standby.take()?))) else {
             return;
         };
         for pair in self.pairs.iter_mut().flatten() {
-            if pair.name.spi_in == old && pair.name.remote == name.remote {
+            if pair.name.spi_in == old && pair.peer == peer {
                 pair.retire(now, linger);
             }
         }
@@ -189,9 +197,10 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
     /// The network deleted a pair. One that has a successor receives for `linger` more, and its successor sends; false
     /// if it has none.
     pub(crate) fn retire(&mut self, now: Instant, name: &SaName, linger: Duration) -> bool {
-        let successor = self.pairs.iter().flatten().find(|pair| {
-            pair.name.remote == name.remote && pair.standby.is_some_and(|(old, _)| old == name.spi_in)
-        });
+        let peer = self.iter().find(|pair| pair.name == *name).map(|pair| pair.peer);
+        let successor = self
+            .iter()
+            .find(|pair| Some(pair.peer) == peer && pair.standby.is_some_and(|(old, _)| old == name.spi_in));
         if let Some(successor) = successor.map(|pair| pair.name) {
             self.promote(now, &successor, linger);
         }

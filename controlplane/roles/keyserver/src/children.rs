@@ -130,30 +130,20 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 let arrow = if sent { "-->" } else { "<--" };
                 self.tell(PairKey { local, remote }, "ike", format!("{arrow} {line}"));
             }
-            // Ports of UDP encapsulation travel with new keys: replace the CHILD SAs at once.
             Command::AddressesChanged {
                 ike,
+                old,
                 local,
                 remote,
                 children,
                 ..
-            } => {
-                let key = PairKey {
-                    local: local.ip(),
-                    remote: remote.ip(),
-                };
-                self.tell(key, "ike_moved", format!("peer is at {remote} now"));
-                for spi_in in children {
-                    // One that is ending needs no new ports.
-                    let _ = self.endpoint.rekey_child(now, ike, spi_in);
-                }
-            }
+            } => self.moved(now, ike, old, (local, remote), &children),
             // The engine rekeys on its own.
             Command::ChildSoftExpired { .. } => {}
         }
     }
 
-    fn tell(&mut self, key: PairKey, kind: &str, text: String) {
+    pub(crate) fn tell(&mut self, key: PairKey, kind: &str, text: String) {
         if let Some(subscriber) = self.owner_of(key.local) {
             self.event(Some(key), subscriber, kind, text);
         }
@@ -274,19 +264,24 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             return;
         };
         let subscriber = pair.subscriber;
-        let before = pair.children.len();
-        pair.children.retain(|child| child.spi_in != name.spi_in);
-        if pair.children.len() == before {
+        let deleted = pair.children.iter().position(|child| child.spi_in == name.spi_in);
+        let Some(child) = deleted.map(|at| pair.children.remove(at)) else {
             return;
-        }
+        };
+        // Gateway and terminal know it by the ends it was handed out with.
+        let name = SaName {
+            local: child.ends.local,
+            remote: child.ends.remote,
+            ..name
+        };
         if !pair.children.iter().any(|child| child.ike == ike) {
             // An IKE SA is there for its CHILD SAs; the next request starts afresh. It may be ending already.
             let _ = self.endpoint.delete_ike(now, ike);
         }
         let remove = FromKeyserver::Remove {
             subscriber,
-            local: key.local,
-            remote: key.remote,
+            local: name.local,
+            remote: name.remote,
             spi_in: name.spi_in,
             spi_out: name.spi_out,
         };
@@ -322,14 +317,10 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         if !transferred.installed {
             return;
         }
-        if let Some(pair) = self.pairs.get_mut(key) {
-            for child in &mut pair.children {
-                if child.spi_in == transferred.name.spi_in {
-                    child.acknowledged = true;
-                    // It may have ended meanwhile.
-                    let _ = self.endpoint.child_ready(now, child.ike, child.spi_in);
-                }
-            }
+        if let Some(child) = self.pairs.child_mut(key, transferred.name.spi_in) {
+            child.acknowledged = true;
+            // It may have ended meanwhile.
+            let _ = self.endpoint.child_ready(now, child.ike, child.spi_in);
         }
         let text = format!("spi_in {} acknowledged by the terminal", transferred.name.spi_in);
         self.event(Some(key), subscriber, "key_transferred", text);
@@ -355,13 +346,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             Some(TransferResult::Done) | None => "the terminal does not answer",
         };
         self.event(Some(key), subscriber, "key_transfer_failed", text.into());
-        let child = self.pairs.get_mut(key).and_then(|pair| {
-            pair.children
-                .iter()
-                .find(|child| child.spi_in == failed.name.spi_in)
-                .copied()
-        });
-        if let Some(child) = child {
+        if let Some(child) = self.pairs.child_mut(key, failed.name.spi_in).copied() {
             let _ = self.endpoint.delete_child(now, child.ike, child.spi_in);
         }
     }

@@ -16,6 +16,7 @@
 
 mod children;
 mod lingering;
+mod mobility;
 mod operate;
 pub mod pairs;
 mod policy;
@@ -29,7 +30,7 @@ use std::time::Duration;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::sa::Class;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
-use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, ToKeyserver, ToRegistry};
+use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, NodeName, ToKeyserver, ToRegistry};
 use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
 use towpath_keyx::transfer::Backoff;
 
@@ -65,6 +66,7 @@ impl Default for Config {
         Self {
             ike: towpath_ike::Config {
                 ready_within: READY_WITHIN,
+                mobike: true,
                 ..towpath_ike::Config::default()
             },
             pairs_per_subscriber: 64,
@@ -100,6 +102,10 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     next_tag: u64,
     lingering: Lingering,
     to_gateway: VecDeque<FromKeyserver>,
+    /// The same, with the gateway each is for.
+    addressed: VecDeque<(Option<NodeName>, FromKeyserver)>,
+    /// The gateway whose message is being handled.
+    from: Option<NodeName>,
     to_registry: VecDeque<ToRegistry>,
 }
 
@@ -119,11 +125,20 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             next_tag: 1,
             lingering: Lingering::default(),
             to_gateway: VecDeque::new(),
+            addressed: VecDeque::new(),
+            from: None,
             to_registry: VecDeque::new(),
         }
     }
 
-    /// A message of a gateway.
+    /// A message of the gateway called `from`.
+    pub fn handle_gateway_of(&mut self, now: Instant, from: &NodeName, message: ToKeyserver) {
+        self.from = Some(from.clone());
+        self.handle_gateway(now, message);
+        self.from = None;
+    }
+
+    /// A message of the only gateway there is.
     pub fn handle_gateway(&mut self, now: Instant, message: ToKeyserver) {
         let outcome = match message {
             ToKeyserver::FromTerminal { subscriber, datagram } => {
@@ -157,8 +172,10 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             } => {
                 self.handle_credential(now, request, subscriber, credential);
             }
+            FromRegistry::Registered { subscribers } => self.end_others(now, &subscribers),
             // Meant for gateways.
-            FromRegistry::Grant { .. }
+            FromRegistry::Complete
+            | FromRegistry::Grant { .. }
             | FromRegistry::Withdraw { .. }
             | FromRegistry::Answer { .. }
             | FromRegistry::Refused(_)
@@ -190,9 +207,33 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         .min()
     }
 
-    /// The next message for the gateway.
+    /// The next message for the only gateway there is.
     pub fn poll_gateway(&mut self) -> Option<FromKeyserver> {
-        self.to_gateway.pop_front()
+        self.poll_gateway_of().map(|(_, message)| message)
+    }
+
+    /// The next message for a gateway, and which: the one where the terminal registered. `None`: not known, the message
+    /// being about nobody who is here.
+    pub fn poll_gateway_of(&mut self) -> Option<(Option<NodeName>, FromKeyserver)> {
+        self.address();
+        self.addressed.pop_front()
+    }
+
+    /// Decides for every message where it goes; before sessions end, which say it.
+    fn address(&mut self) {
+        while let Some(message) = self.to_gateway.pop_front() {
+            let subscriber = match &message {
+                FromKeyserver::IkeToPeer(datagram) => self.owner_of(datagram.source.ip()),
+                FromKeyserver::KeyToTerminal { subscriber, .. }
+                | FromKeyserver::Remove { subscriber, .. } => Some(*subscriber),
+                FromKeyserver::Install(sa) => Some(sa.subscriber),
+                FromKeyserver::Event(event) => event.terminal.and_then(|local| self.owner_of(local)),
+                FromKeyserver::Refused(_) => None,
+            };
+            let gateway = subscriber.and_then(|subscriber| self.sessions.gateway(subscriber));
+            let gateway = gateway.or_else(|| self.from.clone());
+            self.addressed.push_back((gateway, message));
+        }
     }
 
     /// The next message for the registry.
@@ -256,7 +297,15 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         }
         self.settle(now);
         self.to_gateway.extend(self.lingering.end(subscriber));
+        self.address();
         self.sessions.end(subscriber);
+    }
+
+    /// Ends what subscribers have here that are registered no more.
+    fn end_others(&mut self, now: Instant, registered: &[SubscriberHandle]) {
+        for subscriber in self.sessions.all_but(registered) {
+            self.end_subscriber(now, subscriber);
+        }
     }
 
     /// Carries what the engine wants into our own queues.
@@ -275,6 +324,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 payload: transmit.payload,
             }));
         }
+        self.address();
     }
 
     fn refuse(&mut self, reason: DropReason) {

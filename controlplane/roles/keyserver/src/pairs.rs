@@ -21,6 +21,8 @@ pub struct PairKey {
 pub struct Child {
     /// IKE SA it belongs to.
     pub ike: IkeSaId,
+    /// Its ends when it was handed out: gateway and terminal know it by these, also after a move.
+    pub ends: PairKey,
     /// SPI of packets the terminal receives.
     pub spi_in: Spi,
     /// SPI of packets the terminal sends.
@@ -50,6 +52,10 @@ impl Child {
     pub fn of(now: Instant, ike: IkeSaId, class: Class, sa: &ChildSa) -> Self {
         Self {
             ike,
+            ends: PairKey {
+                local: sa.local,
+                remote: sa.remote,
+            },
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
             suite: sa.suite,
@@ -178,6 +184,43 @@ impl Pairs {
         }
     }
 
+    /// The CHILD SA that was handed out between `ends`, wherever its IKE SA has moved since.
+    pub fn child_mut(&mut self, ends: PairKey, spi_in: Spi) -> Option<&mut Child> {
+        let handed_out = |child: &Child| child.ends == ends && child.spi_in == spi_in;
+        let at = |pairs: &Self, key: &PairKey| {
+            let pair = pairs.pairs.get(key);
+            pair.is_some_and(|pair| pair.children.iter().any(handed_out))
+        };
+        let key = if at(self, &ends) {
+            ends
+        } else {
+            *self.pairs.keys().find(|key| at(self, key))?
+        };
+        let children = &mut self.pairs.get_mut(&key)?.children;
+        children.iter_mut().find(|child| handed_out(child))
+    }
+
+    /// The CHILD SAs of `ike` go on between `to` instead of `from`. False if there is no room there.
+    pub fn relocate(&mut self, now: Instant, ike: IkeSaId, from: PairKey, to: PairKey, limit: usize) -> bool {
+        let Some(pair) = self.pairs.get_mut(&from) else {
+            return false;
+        };
+        let subscriber = pair.subscriber;
+        let (moving, stay) = pair.children.drain(..).partition(|child| child.ike == ike);
+        let moving: Vec<Child> = moving;
+        pair.children = stay;
+        // A pair that only this SA kept makes room for where it goes.
+        self.release(now, from);
+        if let Some(pair) = self.entry(to, subscriber, limit) {
+            pair.children.extend(moving);
+            return true;
+        }
+        if let Some(pair) = self.entry(from, subscriber, usize::MAX) {
+            pair.children.extend(moving);
+        }
+        false
+    }
+
     /// Every pair of one subscriber.
     pub fn of(&self, subscriber: SubscriberHandle) -> impl Iterator<Item = (PairKey, &Pair)> {
         self.pairs
@@ -217,6 +260,44 @@ mod tests {
         assert!(pairs.entry(key(0), b, 4).is_none());
         pairs.release(Instant::ZERO, key(0));
         assert!(pairs.entry(key(9), a, 4).is_some());
+    }
+
+    #[test]
+    fn an_sa_that_moves_is_found_under_the_ends_it_was_handed_out_with() {
+        let (owner, ike) = (SubscriberHandle(1), IkeSaId(towpath_base::IkeSpi(7)));
+        let mut pairs = Pairs::default();
+        let child = Child {
+            ike,
+            ends: key(1),
+            spi_in: Spi(300),
+            spi_out: Spi(301),
+            suite: EspSuite::Aes256Gcm16,
+            mode: Mode::Tunnel,
+            esn: false,
+            udp_encap: false,
+            local_ts: Selectors::EMPTY,
+            remote_ts: Selectors::EMPTY,
+            class: Class::Full,
+            established: Instant::ZERO,
+            acknowledged: false,
+        };
+        for last in [1, 2] {
+            pairs.entry(key(last), owner, 2).unwrap();
+        }
+        pairs.get_mut(key(1)).unwrap().children.push(child);
+        pairs.get_mut(key(2)).unwrap().not_before = Instant::from_secs(5);
+        // The pair it leaves makes the room it needs.
+        assert!(pairs.relocate(Instant::ZERO, ike, key(1), key(3), 2));
+        assert!(pairs.get_mut(key(1)).is_none());
+        assert_eq!(
+            pairs.child_mut(key(1), Spi(300)).map(|child| child.ike),
+            Some(ike)
+        );
+        assert!(pairs.child_mut(key(3), Spi(300)).is_none());
+        // Where another subscriber talks to the same peer nothing moves, and nothing is lost.
+        pairs.entry(key(4), SubscriberHandle(2), 2).unwrap();
+        assert!(!pairs.relocate(Instant::ZERO, ike, key(3), key(4), 2));
+        assert_eq!(pairs.get_mut(key(3)).unwrap().children.len(), 1);
     }
 
     #[test]

@@ -32,6 +32,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         for lost in opened.lost {
             self.transfer_failed(now, subscriber, lost);
         }
+        self.terminal_moved(now, subscriber, &opened.left);
         match opened.message {
             FromTerminal::ProxyRequest(request) => self.handle_request(now, subscriber, datagram, request),
             FromTerminal::TransferAck(ack) => {

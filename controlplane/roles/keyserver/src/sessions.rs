@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use towpath_base::{DropReason, Instant, SubscriberHandle};
-use towpath_fabric::{FromKeyserver, SessionGrant, SessionId};
+use towpath_fabric::{FromKeyserver, NodeName, SessionGrant, SessionId};
 use towpath_keyx::message::{
     FromTerminal, Operation, Outcome, ProxyReply, RefuseReason, SaName, ToTerminal, TransferAck,
     TransferResult,
@@ -49,6 +49,8 @@ pub(crate) struct Opened {
     pub(crate) confirmed: Option<SessionId>,
     /// Installations the older session leaves behind that may not be sent again: negotiate afresh.
     pub(crate) lost: Vec<Transferred>,
+    /// Addresses of the older session that the one in force does not have.
+    pub(crate) left: Vec<IpAddr>,
 }
 
 /// A key transfer that is over, one way or the other.
@@ -83,6 +85,8 @@ struct Conversation {
 
 struct Terminal {
     name: String,
+    /// Where it registered last.
+    gateway: NodeName,
     active: Option<Conversation>,
     pending: Option<Conversation>,
 }
@@ -142,10 +146,12 @@ impl Sessions {
             .entry(grant.subscriber)
             .or_insert_with(|| Terminal {
                 name: String::new(),
+                gateway: NodeName::default(),
                 active: None,
                 pending: None,
             });
         terminal.name = grant.name;
+        terminal.gateway = grant.gateway;
         terminal.pending = Some(conversation);
         self.index(grant.subscriber);
     }
@@ -192,6 +198,30 @@ impl Sessions {
         addresses
     }
 
+    /// Where `subscriber` is, in the order it named its addresses.
+    pub(crate) fn all_addresses(&self, subscriber: SubscriberHandle) -> Vec<IpAddr> {
+        let active = self
+            .terminals
+            .get(&subscriber)
+            .and_then(|terminal| terminal.active.as_ref());
+        active.map(|active| active.addresses.clone()).unwrap_or_default()
+    }
+
+    /// The gateway of the subscriber.
+    pub(crate) fn gateway(&self, subscriber: SubscriberHandle) -> Option<NodeName> {
+        let terminal = self.terminals.get(&subscriber);
+        terminal.map(|terminal| terminal.gateway.clone())
+    }
+
+    /// Everybody with a session here who is not in `registered`.
+    pub(crate) fn all_but(&self, registered: &[SubscriberHandle]) -> Vec<SubscriberHandle> {
+        let registered: BTreeSet<&SubscriberHandle> = registered.iter().collect();
+        let here = self.terminals.keys();
+        here.filter(|subscriber| !registered.contains(subscriber))
+            .copied()
+            .collect()
+    }
+
     /// A name for people.
     pub(crate) fn name(&self, subscriber: SubscriberHandle) -> String {
         match self.terminals.get(&subscriber) {
@@ -223,6 +253,7 @@ impl Sessions {
                     message,
                     confirmed: None,
                     lost: Vec::new(),
+                    left: Vec::new(),
                 });
             }
             Some((Err(reason), _)) => reason,
@@ -236,12 +267,16 @@ impl Sessions {
         let message = pending.sealing.open(sealed)?;
         check_source(&pending.addresses, source)?;
         let confirmed = Some(pending.session);
+        let before = terminal.active.as_ref().map(|active| active.addresses.clone());
         let lost = terminal.promote(now);
         self.index(subscriber);
+        let left = before.unwrap_or_default().into_iter();
+        let left = left.filter(|address| !self.owns(subscriber, *address)).collect();
         Ok(Opened {
             message,
             confirmed,
             lost,
+            left,
         })
     }
 

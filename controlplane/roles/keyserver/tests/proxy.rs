@@ -15,12 +15,12 @@ use towpath_base::crypto::Rng;
 use towpath_base::key::SecretKey;
 use towpath_base::profile::{IkeId, PeerPolicy, Psk};
 use towpath_base::sa::{ChildSa, Class, EspSuite, Lifetime, Mode};
-use towpath_base::selector::Prefix;
+use towpath_base::selector::{Prefix, TrafficSelector};
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_crypto::{IkeCrypto, SystemRng};
 use towpath_fabric::{
-    Datagram, FromKeyserver, FromRegistry, GatewayKeys, GatewaySa, SessionGrant, SessionId, ToKeyserver,
-    ToRegistry,
+    Datagram, FromKeyserver, FromRegistry, GatewayKeys, GatewaySa, NodeName, SessionGrant, SessionId,
+    ToKeyserver, ToRegistry,
 };
 use towpath_keyserver::{Config, Keyserver};
 use towpath_keyx::message::{
@@ -54,6 +54,11 @@ struct World {
     psk_of: fn(SubscriberHandle) -> Option<&'static [u8]>,
     class: Class,
     esp_suites: Vec<EspSuite>,
+    mode: Mode,
+    /// What stands behind each terminal, if not the terminal alone.
+    behind: fn(SubscriberHandle) -> Vec<TrafficSelector>,
+    /// Terminals that are elsewhere than at first.
+    moved: HashMap<SubscriberHandle, IpAddr>,
 }
 
 impl World {
@@ -68,10 +73,18 @@ impl World {
             psk_of: |_| Some(b"a secret of both"),
             class: Class::Full,
             esp_suites: vec![EspSuite::Aes256Gcm16],
+            mode: Mode::Transport,
+            behind: |_| Vec::new(),
+            moved: HashMap::new(),
         };
         world.register(A, 1);
         world.register(B, 1);
         world
+    }
+
+    fn at(&self, subscriber: SubscriberHandle) -> IpAddr {
+        let moved = self.moved.get(&subscriber).copied();
+        moved.unwrap_or_else(|| address(subscriber))
     }
 
     fn register(&mut self, subscriber: SubscriberHandle, session: u64) {
@@ -95,10 +108,11 @@ impl World {
         let grant = SessionGrant {
             subscriber,
             name: format!("terminal-{subscriber}"),
+            gateway: NodeName::default(),
             session: SessionId(session),
             t2n: keys.t2n.clone(),
             n2t: keys.n2t.clone(),
-            addresses: vec![address(subscriber)],
+            addresses: vec![self.at(subscriber)],
             lifetime_seconds: 3600,
         };
         self.keyserver
@@ -113,8 +127,8 @@ impl World {
     fn request(&mut self, from: SubscriberHandle, to: SubscriberHandle, request_id: u32) -> Vec<u8> {
         let request = ProxyRequest {
             request_id,
-            terminal: address(from),
-            peer: address(to),
+            terminal: self.at(from),
+            peer: self.at(to),
             protocol: 1,
             terminal_port: 0,
             peer_port: 0,
@@ -125,8 +139,8 @@ impl World {
 
     fn deliver(&mut self, from: SubscriberHandle, to: SubscriberHandle, sealed: Vec<u8>) {
         let datagram = Datagram {
-            source: SocketAddr::new(address(from), 500),
-            destination: SocketAddr::new(address(to), 500),
+            source: SocketAddr::new(self.at(from), 500),
+            destination: SocketAddr::new(self.at(to), 500),
             payload: sealed,
         };
         let message = ToKeyserver::FromTerminal {
@@ -182,10 +196,10 @@ impl World {
             ike_proposals: vec!["aes256gcm16-prfsha256-x25519".into()],
             esp_suites: self.esp_suites.clone(),
             esn: false,
-            mode: Mode::Transport,
+            mode: self.mode,
             class: self.class,
-            local_ts: Vec::new(),
-            remote_ts: Vec::new(),
+            local_ts: (self.behind)(subscriber),
+            remote_ts: (self.behind)(if subscriber == A { B } else { A }),
             lifetime: Lifetime::default(),
         }
     }
@@ -195,12 +209,12 @@ impl World {
             FromKeyserver::IkeToPeer(datagram) => {
                 let owner = [A, B]
                     .into_iter()
-                    .find(|owner| address(*owner) == datagram.destination.ip());
-                let message = ToKeyserver::IkeFromPeer {
-                    subscriber: owner.unwrap(),
-                    datagram,
-                };
-                self.keyserver.handle_gateway(self.now, message);
+                    .find(|owner| self.at(*owner) == datagram.destination.ip());
+                // Where nobody is any more nothing arrives.
+                if let Some(subscriber) = owner {
+                    let message = ToKeyserver::IkeFromPeer { subscriber, datagram };
+                    self.keyserver.handle_gateway(self.now, message);
+                }
             }
             FromKeyserver::KeyToTerminal {
                 subscriber, sealed, ..
@@ -589,4 +603,108 @@ fn an_operator_starts_an_exchange_only_for_a_terminal_that_is_here() {
     assert_eq!(world.terminals[&A].installed.len(), 1);
     let again = world.keyserver.ike_initiate(world.now, address(A), address(B));
     assert_eq!(again, Err(towpath_keyserver::StartError::Established));
+}
+
+/// A registers at another address and says so.
+fn move_a(world: &mut World) -> IpAddr {
+    let new = IpAddr::from([10, 0, 0, 101]);
+    world.moved.insert(A, new);
+    world.register(A, 2);
+    let hello = world.seal(A, &FromTerminal::Hello);
+    world.deliver(A, B, hello);
+    world.pass(Duration::from_secs(2));
+    new
+}
+
+#[test]
+fn a_terminal_that_moves_takes_its_sas_along_and_the_other_end_follows() {
+    let mut world = World::new();
+    world.mode = Mode::Tunnel;
+    world.behind = |subscriber| {
+        let net = [10, 9, subscriber.0 as u8, 0];
+        vec![TrafficSelector::any_of(Prefix::new(net.into(), 24).unwrap())]
+    };
+    world.ask(A, B, 1);
+    let (old_a, old_b) = (world.sa_of(A).clone(), world.sa_of(B).clone());
+    let new = move_a(&mut world);
+    // Fresh keys between the new ends; the IKE SA is the same.
+    let (a, b) = (world.sa_of(A), world.sa_of(B));
+    assert_eq!((a.local, b.remote), (new, new));
+    assert_eq!((a.spi_in, a.spi_out), (b.spi_out, b.spi_in));
+    assert_ne!(a.spi_in, old_a.spi_in);
+    // What B was told to forget is what it was given.
+    assert_eq!((old_b.remote, world.terminals[&B].deleted), (address(A), 1));
+    assert!(world.events.iter().filter(|kind| *kind == "ike_moved").count() >= 2);
+    assert_eq!(
+        world
+            .events
+            .iter()
+            .filter(|kind| *kind == "ike_established")
+            .count(),
+        2
+    );
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.gateway.len(), 2, "{:?}", world.gateway);
+    assert!(world.gateway.iter().all(|sa| sa.local == new || sa.remote == new));
+    // Another rekeying, and the end, work from there.
+    let b_ike = world
+        .keyserver
+        .ike_sas(world.now)
+        .find(|info| info.local.ip() == address(B));
+    world
+        .keyserver
+        .ike_rekey(world.now, b_ike.unwrap().id, None)
+        .unwrap();
+    world.run();
+    let b_ike = world
+        .keyserver
+        .ike_sas(world.now)
+        .find(|info| info.local.ip() == address(B));
+    world
+        .keyserver
+        .ike_terminate(world.now, b_ike.unwrap().id, None)
+        .unwrap();
+    world.run();
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.gateway, []);
+    assert!(world.terminals[&A].installed.is_empty() && world.terminals[&B].installed.is_empty());
+}
+
+/// The traffic is between the addresses themselves: nothing is left to protect, and the next request starts afresh.
+#[test]
+fn an_sa_of_an_address_ends_with_it() {
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    let new = move_a(&mut world);
+    world.pass(Duration::from_secs(120));
+    assert_eq!(world.gateway, []);
+    assert!(world.terminals[&B].installed.is_empty());
+    world.ask(A, B, 2);
+    assert_eq!(world.sa_of(B).remote, new);
+}
+
+#[test]
+fn without_mobike_a_move_ends_the_sas() {
+    let mut world = World::new();
+    let config = Config {
+        ike: towpath_ike::Config {
+            mobike: false,
+            ..Config::default().ike
+        },
+        ..Config::default()
+    };
+    world.keyserver = Keyserver::new(config, IkeCrypto, SystemRng);
+    world.register(A, 1);
+    world.register(B, 1);
+    world.mode = Mode::Tunnel;
+    world.behind = |_| {
+        vec![TrafficSelector::any_of(
+            Prefix::new([10, 9, 0, 0].into(), 16).unwrap(),
+        )]
+    };
+    world.ask(A, B, 1);
+    world.sa_of(A);
+    move_a(&mut world);
+    world.pass(Duration::from_secs(200));
+    assert_eq!(world.gateway, []);
 }

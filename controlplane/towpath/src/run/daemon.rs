@@ -13,7 +13,7 @@ use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_bpf::{CompiledProfile, Dataplane};
 use towpath_common::wire::PORT_IKE;
 use towpath_crypto::{IkeCrypto, SystemRng};
-use towpath_fabric::{Datagram, FromKeyserver, FromRegistry, GatewaySa};
+use towpath_fabric::{Datagram, FromKeyserver, FromRegistry, GatewaySa, NodeName, ToRegistry};
 use towpath_gateway::control::{Control, Limits, Output};
 use towpath_gateway::datagram;
 use towpath_gateway::datapath::SaKey;
@@ -231,7 +231,7 @@ impl Daemon {
             }
             while let Some(message) = self.keyserver.poll_registry() {
                 quiet = false;
-                self.registry.handle(now, message);
+                self.registry.handle(now, &NodeName::default(), message);
             }
             while let Some((destination, message)) = self.registry.poll() {
                 quiet = false;
@@ -245,8 +245,8 @@ impl Daemon {
 
     fn deliver(&mut self, now: Instant, destination: Destination, message: FromRegistry) {
         match destination {
-            Destination::Gateway => self.control.handle_registry(message),
-            Destination::Keyserver => {
+            Destination::Gateway(_) => self.control.handle_registry(message),
+            Destination::Keyserver(_) => {
                 if let (Some(keylog), FromRegistry::Session(grant)) = (&mut self.keylog, &message) {
                     keylog.session(grant);
                 }
@@ -268,7 +268,16 @@ impl Daemon {
                     self.keyserver.handle_gateway(now, message);
                 }
             }
-            Output::ToRegistry(message) => self.registry.handle(now, message),
+            Output::ToRegistry(message) => {
+                let message = match message {
+                    ToRegistry::Register { datagram, .. } => ToRegistry::Register {
+                        datagram,
+                        keyserver: Some(NodeName::default()),
+                    },
+                    other => other,
+                };
+                self.registry.handle(now, &NodeName::default(), message);
+            }
             Output::Transmit(packet) => self.transmit(&packet),
             Output::TransmitToTerminal { terminal, payload } => self.send_to_terminal(terminal, payload),
             Output::Serve {
@@ -430,6 +439,7 @@ fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
             ike_sas_total: size(keyserver.max_ike_sas),
             ready_within: towpath_keyserver::READY_WITHIN,
             danger_export_keys: config.debug.key_log.is_some(),
+            mobike: keyserver.mobike,
             dpd_after: (keyserver.dpd_seconds > 0).then(|| Duration::from_secs(keyserver.dpd_seconds.into())),
             ..towpath_ike::Config::default()
         },
