@@ -19,6 +19,7 @@
 
 mod edit;
 mod flow;
+mod handoff;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -453,7 +454,7 @@ impl SnoopRelay {
                         .is_none_or(|ReplayPosition { sa, sequence, window }| {
                             self.forwarded
                                 .get(&sa)
-                                .is_none_or(|highest| sequence + window > *highest)
+                                .is_none_or(|highest| sequence.saturating_add(window) > *highest)
                         });
                     if !alive {
                         // The receiver would take it for a replay: the peer has to send it anew.

@@ -167,3 +167,116 @@ fn a_changed_acknowledgment_has_a_right_checksum() {
     assert_eq!(packet.segment.header.window, 77);
     assert_eq!(packet.segment.payload, b"odd");
 }
+
+/// Two segments of three are here, the first was lost; all under SA 1.
+fn in_the_middle() -> (SnoopRelay, Vec<u8>) {
+    let mut relay = SnoopRelay::new(SnoopConfig::default());
+    let ms = Instant::from_millis;
+    let at = |sequence| {
+        Some(ReplayPosition {
+            sa: 1,
+            sequence,
+            window: 64,
+        })
+    };
+    data(&mut relay, ms(0), 1000, at(1));
+    let lost = data(&mut relay, ms(10), 1100, at(2));
+    data(&mut relay, ms(20), 1200, at(3));
+    ack(&mut relay, ms(30), 1100, &[]);
+    (relay, lost)
+}
+
+#[test]
+fn another_gateway_goes_on_with_the_cache() {
+    let (old, lost) = in_the_middle();
+    let key = *old.flows().next().expect("a connection");
+    let bytes = old.snapshot(Instant::from_millis(30), &key).expect("it is known");
+    // Another clock, and another number for the SA.
+    let ms = |ms: u64| Instant::from_millis(1_000_000 + ms);
+    let mut new = SnoopRelay::new(SnoopConfig::default());
+    let seven = |sa| (sa == 1).then_some(7);
+    assert_eq!(new.restore(ms(0), &bytes, seven), Ok(key));
+    assert_eq!(new.cached_bytes(), old.cached_bytes());
+    assert_eq!(new.view(&key), old.view(&key));
+    assert!(new.restore(ms(0), &bytes, seven).is_err(), "it is there already");
+    assert_eq!(ack(&mut new, ms(20), 1100, &[(1200, 1300)]), Verdict::Consumed);
+    let repeat = new.poll_transmit(ms(20)).expect("the lost segment");
+    assert_eq!(repeat.original.bytes, lost);
+    assert_eq!(repeat.original.replay.map(|at| at.sa), Some(7));
+    assert_eq!(ack(&mut new, ms(50), 1300, &[]), Verdict::Pass);
+    assert_eq!(new.cached_bytes(), 0);
+    // What was restored is written as it was read.
+    let mut same = SnoopRelay::new(SnoopConfig::default());
+    same.restore(ms(0), &bytes, Some).expect("a snapshot");
+    assert_eq!(same.snapshot(ms(0), &key), Some(bytes));
+}
+
+#[test]
+fn the_replay_window_moves_on_with_the_connection() {
+    let (mut old, _) = in_the_middle();
+    let key = *old.flows().next().expect("a connection");
+    old.note_forwarded(1, 66);
+    let now = Instant::from_millis(30);
+    let bytes = old.snapshot(now, &key).expect("it is known");
+    let mut new = SnoopRelay::new(SnoopConfig::default());
+    new.restore(now, &bytes, Some).expect("a snapshot");
+    ack(&mut new, Instant::from_millis(50), 1100, &[(1200, 1300)]);
+    assert_eq!(new.poll_transmit(Instant::from_millis(50)), None);
+    assert_eq!(new.stats().out_of_window, 1);
+    // An SA that is not there: its originals are forgotten, the connection goes on.
+    let mut without = SnoopRelay::new(SnoopConfig::default());
+    without.restore(now, &bytes, |_| None).expect("a snapshot");
+    assert_eq!((without.len(), without.cached_bytes()), (1, 0));
+}
+
+#[test]
+fn a_snapshot_cut_short_or_with_a_bit_changed_is_refused_or_harmless() {
+    let (old, _) = in_the_middle();
+    let key = *old.flows().next().expect("a connection");
+    let now = Instant::from_millis(30);
+    let bytes = old.snapshot(now, &key).expect("it is known");
+    let restored = |bytes: &[u8]| {
+        let mut relay = SnoopRelay::new(SnoopConfig::default());
+        relay.restore(now, bytes, Some).map(|_| relay)
+    };
+    for len in 0..bytes.len() {
+        assert!(restored(&bytes[..len]).is_err(), "{len}");
+    }
+    for bit in 0..bytes.len() * 8 {
+        let mut changed = bytes.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        let Ok(mut relay) = restored(&changed) else {
+            continue;
+        };
+        ack(&mut relay, now, 1100, &[(1200, 1300)]);
+        for _ in 0..20 {
+            while relay.poll_transmit(now).is_some() {}
+            let Some((at, _)) = relay.poll_timeout() else {
+                break;
+            };
+            relay.handle_timeout(at);
+        }
+    }
+}
+
+#[test]
+fn the_openings_of_a_connection_without_data_go_along() {
+    let mut old = SnoopRelay::new(SnoopConfig::default());
+    let syn = Header {
+        source_port: 5000,
+        destination_port: 80,
+        flags: Flags::SYN,
+        ..Header::default()
+    };
+    let bytes = packet(Side::Terminal, syn, &[]);
+    let original = Original {
+        bytes: &bytes,
+        replay: None,
+    };
+    old.handle_input(Instant::ZERO, Side::Terminal, &bytes, original);
+    let key = *old.hellos.keys().next().expect("a SYN was seen");
+    let bytes = old.snapshot(Instant::ZERO, &key).expect("it is known");
+    let mut new = SnoopRelay::new(SnoopConfig::default());
+    assert_eq!(new.restore(Instant::ZERO, &bytes, Some), Ok(key));
+    assert!(new.knows(&key) && new.is_empty());
+}
