@@ -108,12 +108,36 @@ pub(crate) enum Command {
 pub(crate) struct Terminal {
     #[command(subcommand)]
     pub(crate) command: Option<TerminalCommand>,
+    /// Who seals and opens packets, whatever the configuration says
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    pub(crate) backend: Option<TerminalBackend>,
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Human, value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
     /// What is logged: a level, or a list of TARGET=LEVEL
     #[arg(long, env = "TOWPATH_LOG", default_value = "info", value_name = "FILTER")]
     pub(crate) log_filter: String,
+}
+
+/// Who seals and opens a terminal's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TerminalBackend {
+    /// The kernel if it has IPsec with the usual algorithms, else user space
+    Auto,
+    /// The kernel's own IPsec (XFRM)
+    Kernel,
+    /// The terminal's process, behind a TUN device
+    UserSpace,
+}
+
+impl From<TerminalBackend> for towpath_terminal::Backend {
+    fn from(backend: TerminalBackend) -> Self {
+        match backend {
+            TerminalBackend::Auto => Self::Auto,
+            TerminalBackend::Kernel => Self::Kernel,
+            TerminalBackend::UserSpace => Self::UserSpace,
+        }
+    }
 }
 
 /// How log lines look.

@@ -22,7 +22,10 @@ pub(crate) fn run(common: &Common, args: Terminal) -> Outcome {
     };
     match args.command {
         None => {
-            let config = load(path)?;
+            let mut config = load(path)?;
+            if let Some(backend) = args.backend {
+                config.backend = backend.into();
+            }
             logging::check_filter(&args.log_filter)
                 .map_err(|error| Failure::usage(format!("--log-filter: {error}")))?;
             logging::init(args.log_format.into(), &args.log_filter).map_err(Failure::runtime)?;
@@ -109,8 +112,13 @@ fn text(status: &Status) -> String {
         (
             "interface",
             format!(
-                "{}, plain packets through {} (MTU {})",
-                status.interface, status.tun, status.mtu
+                "{}, {} (MTU {})",
+                status.interface,
+                match status.tun.as_str() {
+                    "" => "protected by the kernel".to_owned(),
+                    tun => format!("plain packets through {tun}"),
+                },
+                status.mtu
             ),
         ),
         ("up", output::duration(status.uptime_seconds)),

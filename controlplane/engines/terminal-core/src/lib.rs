@@ -47,6 +47,7 @@ pub use self::face::{
     Timing, Transmit,
 };
 pub use self::policy::{Action, Policy};
+pub use towpath_ipsec::Flow;
 #[cfg(feature = "soft")]
 pub use towpath_ipsec::soft::SoftEsp;
 pub use towpath_keyx::ReservedSpi;

@@ -1,15 +1,16 @@
 //! The loop's body: hands packets to the core and does what the core says.
 
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use tokio::time::Instant as Deadline;
 use towpath_base::crypto::Rng;
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_kernel::SendError;
+use towpath_kernel::xfrm::Event as KernelEvent;
 use towpath_terminal_core::{
     Action as CoreAction, Addresses, BUFFER_HEADROOM, BUFFER_TAILROOM, Command, Config, Core, Disposition,
-    Event, Policy, ReservedSpi, SoftEsp, Timing, Transmit,
+    Event, Flow, Policy, ReservedSpi, Timing, Transmit,
 };
 use tracing::{debug, info, warn};
 use zeroize::Zeroize;
@@ -17,6 +18,7 @@ use zeroize::Zeroize;
 use crate::RunError;
 use crate::config::{Action, Ksub, MAX_POLICIES, TerminalConfig};
 use crate::host::{Host, HostError};
+use crate::kernel::{Kernel, Provider};
 use crate::key_log;
 use crate::state::StateFile;
 use crate::status::{SaStatus, Status};
@@ -27,6 +29,9 @@ const MAX_SAS: usize = 64;
 const HOLD: usize = 256 * 1024;
 /// Packets taken from one source before the next has its turn.
 const BATCH: usize = 64;
+/// How often the kernel is asked what passed on its SAs, and how often while one waits for the peer to use it.
+const ACTIVITY: Duration = Duration::from_secs(2);
+const ACTIVITY_STANDBY: Duration = Duration::from_millis(200);
 /// Largest IP packet.
 const MAX_PACKET: usize = 65535;
 
@@ -48,8 +53,10 @@ pub(crate) struct Driver<'c> {
     config: &'c TerminalConfig,
     host: Host,
     state: StateFile,
-    core: Box<Core<SoftEsp, MAX_POLICIES, MAX_SAS, HOLD>>,
+    core: Box<Core<Provider, MAX_POLICIES, MAX_SAS, HOLD>>,
     started: Clock,
+    /// When the kernel is asked next.
+    ask_kernel_at: Option<Clock>,
     buffer: Box<[u8]>,
     unsent: Unsent,
 }
@@ -105,7 +112,8 @@ impl<'c> Driver<'c> {
             counter,
             timing: Timing::default(),
         };
-        let mut core = Box::new(Core::new(SoftEsp, core_config, &policies)?);
+        let tables = host.kernel.as_ref().map(|kernel| kernel.tables.clone());
+        let mut core = Box::new(Core::new(Provider(tables), core_config, &policies)?);
         if config.debug_key_log.is_some() {
             core.danger_set_key_tap(key_log::tap);
         }
@@ -117,6 +125,7 @@ impl<'c> Driver<'c> {
             state,
             core,
             started: Clock::now(),
+            ask_kernel_at: None,
             buffer,
             unsent,
         })
@@ -132,25 +141,109 @@ impl<'c> Driver<'c> {
 
     /// When [`Driver::timeout`] is due.
     pub(crate) fn deadline(&self) -> Option<Deadline> {
-        let (at, _) = self.core.poll_timeout()?;
-        let at = self
-            .started
-            .checked_add(std::time::Duration::from_nanos(at.as_nanos()))?;
+        let core = self.core.poll_timeout();
+        let core = core.and_then(|(at, _)| self.started.checked_add(Duration::from_nanos(at.as_nanos())));
+        let at = core.into_iter().chain(self.ask_kernel_at).min()?;
         Some(Deadline::from_std(at))
     }
 
     pub(crate) fn timeout(&mut self) -> Result<(), RunError> {
         self.core.handle_timeout(self.now());
+        if self.ask_kernel_at.is_some_and(|at| at <= Clock::now()) {
+            self.ask_kernel();
+        }
         self.flush()
+    }
+
+    /// Tells the core what passed on the kernel's SAs.
+    fn ask_kernel(&mut self) {
+        let now = self.now();
+        let Some(kernel) = &self.host.kernel else {
+            return;
+        };
+        let activity = kernel.tables.borrow_mut().activity();
+        for sa in activity {
+            self.core.used(now, &sa.name, sa.sent, sa.received);
+        }
+        self.ask_kernel_at = None;
+    }
+
+    /// Makes the kernel's tables what the core's are.
+    fn settle_kernel(&mut self) {
+        let Some(kernel) = &self.host.kernel else {
+            return;
+        };
+        kernel.tables.borrow_mut().settle(self.core.sas());
+        let pause = if self.core.sas().any(|sa| sa.standby) {
+            Some(ACTIVITY_STANDBY)
+        } else {
+            self.core.sas().next().map(|_| ACTIVITY)
+        };
+        let at = pause.map(|pause| Clock::now() + pause);
+        // Sooner than planned, never later.
+        self.ask_kernel_at = match (self.ask_kernel_at, at) {
+            (Some(planned), Some(at)) => Some(planned.min(at)),
+            (_, at) => at,
+        };
+    }
+
+    /// Packets that wait for SAs, and limits, as the kernel reports them.
+    fn receive_kernel(&mut self) {
+        let now = self.now();
+        for _ in 0..BATCH {
+            let Some(events) = self.host.kernel_events() else {
+                return;
+            };
+            for event in events {
+                self.kernel_event(now, event);
+            }
+        }
+    }
+
+    fn kernel_event(&mut self, now: Instant, event: KernelEvent) {
+        match event {
+            KernelEvent::Acquire {
+                source,
+                destination,
+                protocol,
+                source_port,
+                destination_port,
+                reqid,
+            } => {
+                let flow = Flow {
+                    source,
+                    destination,
+                    protocol,
+                    source_port: Some(source_port),
+                    destination_port: Some(destination_port),
+                };
+                if !Kernel::is_ours(reqid) {
+                    return;
+                }
+                if let Err(reason) = self.core.acquire(now, source, destination, &flow) {
+                    debug!(%destination, reason = reason.name(), "a packet's SA is not asked for");
+                }
+            }
+            KernelEvent::Expire { state, hard } => {
+                let tables = self.host.kernel.as_ref();
+                let name = tables.and_then(|kernel| kernel.tables.borrow().name_of(&state));
+                if let Some(name) = name {
+                    self.core.limit_reached(now, &name, hard);
+                }
+            }
+        }
     }
 
     /// Takes what has arrived, a batch from each source.
     pub(crate) fn receive(&mut self) -> Result<(), RunError> {
-        for _ in 0..BATCH {
-            if !self.receive_plain()? {
-                break;
+        for index in 0..self.host.plain.len() {
+            for _ in 0..BATCH {
+                if !self.receive_plain(index)? {
+                    break;
+                }
             }
         }
+        self.receive_kernel();
         for index in 0..self.host.inbound.len() {
             for _ in 0..BATCH {
                 if !self.receive_network(index) {
@@ -161,10 +254,10 @@ impl<'c> Driver<'c> {
         self.flush()
     }
 
-    fn receive_plain(&mut self) -> Result<bool, HostError> {
+    fn receive_plain(&mut self, index: usize) -> Result<bool, HostError> {
         let now = self.now();
         let room = self.buffer.get_mut(BUFFER_HEADROOM..).unwrap_or_default();
-        let Some(len) = self.host.recv_plain(room)? else {
+        let Some((_level, len)) = self.host.recv_plain(index, room)? else {
             return Ok(false);
         };
         if let Some(mut packet) = PacketBuf::new(&mut self.buffer, BUFFER_HEADROOM, len) {
@@ -190,6 +283,7 @@ impl<'c> Driver<'c> {
     /// Sends and does what the core wants sent and done.
     pub(crate) fn flush(&mut self) -> Result<(), RunError> {
         loop {
+            self.settle_kernel();
             self.transmit();
             let mut persisted = false;
             while let Some(command) = self.core.poll_command() {
@@ -245,7 +339,8 @@ impl<'c> Driver<'c> {
         self.host.close().await;
     }
 
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn status(&mut self) -> Status {
+        self.ask_kernel();
         let Unsent {
             no_route,
             too_big,
@@ -269,15 +364,38 @@ impl<'c> Driver<'c> {
             name: self.config.name.clone(),
             handle: self.config.handle,
             interface: self.config.interface.clone(),
-            tun: self.config.tun.clone(),
+            backend: if self.host.kernel.is_some() {
+                "kernel"
+            } else {
+                "user-space"
+            }
+            .into(),
+            tun: if self.host.kernel.is_some() {
+                String::new()
+            } else {
+                self.config.tun.clone()
+            },
             mtu: self.host.mtu,
             addresses: self.host.addresses.clone(),
             registered: self.core.is_registered(),
             uptime_seconds: self.started.elapsed().as_secs(),
             held: self.core.held() as u64,
-            sas: self.core.sas().map(|sa| SaStatus::from(&sa)).collect(),
+            sas: self.core.sas().map(|sa| self.sa_status(&sa)).collect(),
             counters: drops.chain(unsent).filter(|(_, count)| *count > 0).collect(),
         }
+    }
+}
+
+impl Driver<'_> {
+    /// An SA of the core's, with the kernel's figures where the packets pass there.
+    fn sa_status(&self, sa: &towpath_terminal_core::SaStatus) -> SaStatus {
+        let mut status = SaStatus::from(sa);
+        let tables = self.host.kernel.as_ref().map(|kernel| kernel.tables.borrow());
+        if let Some((received, sent)) = tables.and_then(|tables| tables.usage(&sa.name)) {
+            (status.packets_in, status.bytes_in) = (received.packets, received.bytes);
+            (status.packets_out, status.bytes_out) = (sent.packets, sent.bytes);
+        }
+        status
     }
 }
 
@@ -289,7 +407,7 @@ fn dispose(host: &Host, unsent: &mut Unsent, disposition: Disposition, packet: &
             }
         }
         Disposition::Deliver => {
-            if let Err(error) = host.tun.get_ref().send(packet) {
+            if let Err(error) = host.deliver(packet) {
                 unsent.count(&SendError::from(error));
             }
         }

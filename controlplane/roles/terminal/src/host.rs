@@ -1,10 +1,13 @@
-//! The terminal's place in its host: addresses, sockets, the TUN device and the routes into it.
+//! The terminal's place in its host: addresses, sockets, and the way of plain packets to it: TUN devices with routes
+//! into them, or the kernel's IPsec.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,29 +16,60 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
 use towpath_base::selector::Prefix;
 use towpath_common::wire::{PORT_IKE, PORT_IKE_NATT};
-use towpath_kernel::{Addresses, Inbound, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun, sysctl};
+use towpath_kernel::xfrm::Event;
+use towpath_kernel::{
+    Addresses, Inbound, MarkRule, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun, XfrmEvents,
+    sysctl, udp_encap,
+};
 use tracing::{debug, info, warn};
 
-use crate::config::{Action, ESP_OVERHEAD, MAX_ADDRESSES, MIN_MTU, TerminalConfig};
+use crate::config::{Action, Backend, ESP_OVERHEAD, MAX_ADDRESSES, MIN_MTU, TerminalConfig, level_device};
+use crate::kernel::{Kernel, Shared};
+
+/// Routing tables of the levels: this number and the level. "tp" in ASCII.
+const LEVEL_TABLES: u32 = 0x7470_0000;
 
 /// How long to wait for the interface's addresses: duplicate address detection takes about two seconds.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Everything of the kernel's that the terminal holds. Dropping it undoes it.
+/// A device that takes plain packets of one sensitivity level.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    pub(crate) level: u8,
+    pub(crate) tun: AsyncFd<Tun>,
+}
+
+/// The kernel's IPsec in use.
+pub(crate) struct InKernel {
+    pub(crate) tables: Shared,
+    pub(crate) events: AsyncFd<XfrmEvents>,
+}
+
+impl std::fmt::Debug for InKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InKernel")
+    }
+}
+
+/// Everything of the kernel's that the terminal holds. Dropping it undoes it, but for the tables of the kernel's IPsec:
+/// [`Host::close`] does that, or the next start.
 #[derive(Debug)]
 pub(crate) struct Host {
     /// Addresses of the terminal, those of one family in the interface's order.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Plain packets.
-    pub(crate) tun: AsyncFd<Tun>,
+    /// Plain packets, level 0 first; none where the kernel seals and opens.
+    pub(crate) plain: Vec<Plain>,
+    /// The kernel's IPsec, where it seals and opens.
+    pub(crate) kernel: Option<InKernel>,
     /// Protected packets, key exchange and sealed messages.
     pub(crate) inbound: Vec<AsyncFd<Inbound>>,
     /// The way out.
     pub(crate) sender: RawIpSender,
-    /// MTU of the device, bytes.
+    /// MTU that applications see, bytes: the devices', or the interface's where the kernel seals.
     pub(crate) mtu: u16,
     netlink: Netlink,
     routes: Vec<Route>,
+    marks: Vec<MarkRule>,
 }
 
 /// The host does not give what the terminal needs.
@@ -54,6 +88,9 @@ pub enum HostError {
         /// Its addresses.
         found: String,
     },
+    /// The kernel cannot do what the configuration asks of it.
+    #[error("backend = kernel: {0}; `user-space` needs nothing of the kernel's")]
+    Kernel(String),
     /// The interface has no address of any use.
     #[error("interface = {0}: has no global address")]
     NoAddress(String),
@@ -93,6 +130,16 @@ impl Host {
         let addresses = addresses(&netlink, link.index, config).await?;
         warn_of_source_validation(device);
 
+        let xfrm = match (config.backend, Kernel::usable()) {
+            (Backend::UserSpace, _) => None,
+            (_, Ok(xfrm)) => Some(xfrm),
+            (Backend::Auto, Err(lacking)) => {
+                info!(kernel = lacking, "packets are sealed and opened in user space");
+                None
+            }
+            (Backend::Kernel, Err(lacking)) => return Err(HostError::Kernel(lacking)),
+        };
+
         let mut inbound = Vec::new();
         for &address in &addresses {
             let mut add = |what: String, socket: io::Result<Inbound>| {
@@ -101,52 +148,105 @@ impl Host {
                 inbound.push(registered(socket).map_err(io_error(what))?);
                 Ok::<_, HostError>(())
             };
-            add("ESP".to_owned(), Inbound::esp(address, device))?;
+            if xfrm.is_none() {
+                add("ESP".to_owned(), Inbound::esp(address, device))?;
+            }
             for port in [PORT_IKE, PORT_IKE_NATT] {
-                add(format!("UDP port {port}"), Inbound::udp(address, port, device))?;
+                let socket = Inbound::udp(address, port, device).and_then(|socket| {
+                    if port == PORT_IKE_NATT && xfrm.is_some() {
+                        udp_encap::enable(&socket)?;
+                    }
+                    Ok(socket)
+                });
+                add(format!("UDP port {port}"), socket)?;
             }
         }
         let sender = RawIpSender::new(Some(device)).map_err(io_error("raw socket"))?;
 
-        let room = link
-            .mtu
-            .saturating_sub(u32::from(ESP_OVERHEAD))
-            .max(u32::from(MIN_MTU));
-        let mtu = config.mtu.unwrap_or(u16::try_from(room).unwrap_or(u16::MAX));
-        let what = format!("TUN device {}", config.tun);
-        let tun = Tun::create(&config.tun, mtu).map_err(io_error(what.clone()))?;
-        let tun = registered(tun).map_err(io_error(what))?;
-
-        let routes = routes(config, &addresses, tun.get_ref().index());
-        if routes.is_empty() {
-            return Err(HostError::NoReachablePeer);
-        }
-        for route in &routes {
-            netlink.add_route(route).await?;
-            info!(to = %route.destination, source = %route.source, device = config.tun, "route");
-        }
-        Ok(Self {
+        let mut host = Self {
             addresses,
-            tun,
+            plain: Vec::new(),
+            kernel: None,
             inbound,
             sender,
-            mtu,
+            mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             netlink,
-            routes,
-        })
+            routes: Vec::new(),
+            marks: Vec::new(),
+        };
+        match xfrm {
+            Some(xfrm) => {
+                let what = "the kernel's IPsec";
+                // Before the policies: what they hold back is asked for.
+                let events = XfrmEvents::open().and_then(registered).map_err(io_error(what))?;
+                let tables = Kernel::open(xfrm, config, &host.addresses).map_err(io_error(what))?;
+                let tables = Rc::new(RefCell::new(tables));
+                host.kernel = Some(InKernel { tables, events });
+                info!("packets are sealed and opened by the kernel");
+            }
+            None => host.open_devices(config, link.mtu).await?,
+        }
+        Ok(host)
+    }
+
+    /// Makes the TUN devices, one per level, and the routes into them.
+    async fn open_devices(&mut self, config: &TerminalConfig, link_mtu: u32) -> Result<(), HostError> {
+        let room = link_mtu
+            .saturating_sub(u32::from(ESP_OVERHEAD))
+            .max(u32::from(MIN_MTU));
+        self.mtu = config.mtu.unwrap_or(u16::try_from(room).unwrap_or(u16::MAX));
+        let levels = config.levels.iter().map(|level| (level.level, Some(level.mark)));
+        for (level, mark) in [(0, None)].into_iter().chain(levels) {
+            let name = level_device(&config.tun, level);
+            let what = format!("TUN device {name}");
+            let tun = Tun::create(&name, self.mtu).map_err(io_error(what.clone()))?;
+            let tun = registered(tun).map_err(io_error(what))?;
+            let table = mark.map(|_| LEVEL_TABLES + u32::from(level));
+            let routes = routes(config, &self.addresses, tun.get_ref().index(), table);
+            self.plain.push(Plain { level, tun });
+            if routes.is_empty() {
+                return Err(HostError::NoReachablePeer);
+            }
+            for route in routes {
+                self.netlink.add_route(&route).await?;
+                info!(to = %route.destination, source = %route.source, device = name, level, "route");
+                self.routes.push(route);
+            }
+            let (Some(mark), Some(table)) = (mark, table) else {
+                continue;
+            };
+            for ipv6 in [false, true] {
+                if self.addresses.iter().any(|address| address.is_ipv6() == ipv6) {
+                    let rule = MarkRule { mark, table, ipv6 };
+                    // What a process that was killed left behind.
+                    let _ = self.netlink.remove_rule(&rule).await;
+                    self.netlink.add_rule(&rule).await?;
+                    self.marks.push(rule);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits until there is something to receive. Cancelling loses nothing.
     pub(crate) async fn readable(&self) {
         poll_fn(|cx| {
-            let tun = self.tun.poll_read_ready(cx).is_ready();
             // All are asked, so that all wake us.
             let inbound = self
                 .inbound
                 .iter()
                 .filter(|socket| socket.poll_read_ready(cx).is_ready())
                 .count();
-            if tun || inbound > 0 {
+            let plain = self
+                .plain
+                .iter()
+                .filter(|plain| plain.tun.poll_read_ready(cx).is_ready())
+                .count();
+            let kernel = self.kernel.iter();
+            let kernel = kernel
+                .filter(|kernel| kernel.events.poll_read_ready(cx).is_ready())
+                .count();
+            if inbound + plain + kernel > 0 {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -155,17 +255,45 @@ impl Host {
         .await;
     }
 
-    /// One plain packet of this host into `buffer`; `None` when there is none.
+    /// One plain packet of this host, from device `index`, into `buffer`: level and length; `None` when there is none.
     ///
     /// # Errors
     /// The device is gone.
-    pub(crate) fn recv_plain(&self, buffer: &mut [u8]) -> Result<Option<usize>, HostError> {
-        match self.tun.try_io(Interest::READABLE, |tun| tun.recv(buffer)) {
-            Ok(len) => Ok(Some(len)),
+    pub(crate) fn recv_plain(
+        &self,
+        index: usize,
+        buffer: &mut [u8],
+    ) -> Result<Option<(u8, usize)>, HostError> {
+        let Some(Plain { level, tun }) = self.plain.get(index) else {
+            return Ok(None);
+        };
+        match tun.try_io(Interest::READABLE, |tun| tun.recv(buffer)) {
+            Ok(len) => Ok(Some((*level, len))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(io_error(format!("TUN device {}", self.tun.get_ref().name()))(
-                error,
-            )),
+            Err(error) => Err(io_error(format!("TUN device {}", tun.get_ref().name()))(error)),
+        }
+    }
+
+    /// Gives a plain packet to this host's applications.
+    pub(crate) fn deliver(&self, packet: &[u8]) -> io::Result<()> {
+        match self.plain.first() {
+            Some(plain) => plain.tun.get_ref().send(packet),
+            // The kernel delivers by itself; what it leaves to us is for the core.
+            None => Ok(()),
+        }
+    }
+
+    /// What the kernel's IPsec asks for and tells; `None` when there is nothing.
+    pub(crate) fn kernel_events(&self) -> Option<Vec<Event>> {
+        let kernel = self.kernel.as_ref()?;
+        match kernel.events.try_io(Interest::READABLE, XfrmEvents::recv) {
+            Ok(events) => Some(events),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    debug!(%error, "events of the kernel's IPsec");
+                }
+                None
+            }
         }
     }
 
@@ -198,8 +326,17 @@ impl Host {
         socket.ok_or(SendError::NoRoute)?.send_to(payload, destination)
     }
 
-    /// Takes the routes back, so that what follows leaves in clear as before. The device goes with the drop.
+    /// Takes routes, rules, SAs and policies back, so that what follows leaves in clear as before. The devices go with
+    /// the drop.
     pub(crate) async fn close(self) {
+        if let Some(kernel) = &self.kernel {
+            kernel.tables.borrow_mut().close();
+        }
+        for rule in &self.marks {
+            if let Err(error) = self.netlink.remove_rule(rule).await {
+                warn!(%error, "cleaning up");
+            }
+        }
         for route in &self.routes {
             if let Err(error) = self.netlink.remove_route(route).await {
                 warn!(%error, "cleaning up");
@@ -265,7 +402,7 @@ fn shown(addresses: &Addresses) -> String {
 
 /// One route per prefix that is protected or discarded: what is bypassed inside one of them comes back out of
 /// the core in clear.
-fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32) -> Vec<Route> {
+fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32, table: Option<u32>) -> Vec<Route> {
     let mut routes: BTreeMap<Prefix, Route> = BTreeMap::new();
     for policy in config
         .policies
@@ -282,6 +419,7 @@ fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32) -> Vec<
                         destination,
                         interface,
                         source,
+                        table,
                     },
                 );
             }

@@ -8,10 +8,14 @@
 //! Addresses stay the host's own: the TUN device has none, and a route sends what policies protect through it.
 //! What arrives in clear does not pass the core; a host that wants it refused filters it.
 //!
+//! Where the kernel has IPsec with the usual algorithms there is no TUN device: the core's SAs and the policies are
+//! written into the kernel's tables, packets pass there alone, and clear ones that should not be are refused there.
+//!
 //! | module | what |
 //! |---|---|
 //! | [`config`] | the configuration file |
 //! | `host` | addresses, sockets, TUN device, routes |
+//! | `kernel` | the kernel's IPsec in place of our own |
 //! | `driver` | the loop's body: core and host together |
 //! | `state` | the registration counter on disk |
 //! | [`status`] | the control socket |
@@ -21,6 +25,7 @@
 pub mod config;
 mod driver;
 mod host;
+mod kernel;
 mod key_log;
 mod state;
 pub mod status;
@@ -35,7 +40,9 @@ use tokio::time::sleep_until;
 use tracing::info;
 use zeroize::Zeroizing;
 
-pub use config::{Action, InvalidConfig, Ksub, PolicyConfig, PortRange, Protocol, TerminalConfig};
+pub use config::{
+    Action, Backend, InvalidConfig, Ksub, LevelConfig, PolicyConfig, PortRange, Protocol, TerminalConfig,
+};
 pub use host::HostError;
 pub use state::StateError;
 pub use status::{SaStatus, Status, query};

@@ -36,9 +36,12 @@ pub struct Status {
     pub handle: u64,
     /// Interface towards the network.
     pub interface: String,
-    /// TUN device.
+    /// Who seals and opens packets: `kernel` or `user-space`.
+    #[serde(default)]
+    pub backend: String,
+    /// TUN device of level 0; empty where the kernel seals and opens.
     pub tun: String,
-    /// MTU of the TUN device, bytes.
+    /// MTU of the TUN device, bytes, or of the interface where there is none.
     pub mtu: u16,
     /// Addresses the terminal registers.
     pub addresses: Vec<IpAddr>,
@@ -95,7 +98,7 @@ impl From<&towpath_terminal_core::SaStatus> for SaStatus {
             suite: sa.suite.to_string(),
             mode: sa.mode.to_string(),
             udp_encapsulated: sa.encap,
-            sending: !sa.replaced,
+            sending: !sa.replaced && !sa.standby,
             class: sa.class.to_string(),
             packets_in: sa.packets_in,
             bytes_in: sa.bytes_in,

@@ -1,0 +1,647 @@
+//! The kernel as the place of the SAs: what the core decides is written into its tables.
+//!
+//! [`Kernel::adopt`] writes the receiving half of an SA the moment the core takes it over; [`Kernel::settle`] makes
+//! everything else what the core's list of SAs says it should be: who sends, what is gone, and the policies.
+//! Two policies of the kernel cannot differ in priority alone, so where an SA's mode or addresses ask for another
+//! template than the configuration's, the policy is exchanged for as long as the SA is there.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
+
+use towpath_base::Spi;
+use towpath_base::crypto::{EspProvider, InvalidKey};
+use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Mode};
+use towpath_base::selector::{Prefix, TrafficSelector};
+use towpath_common::wire::{PORT_IKE, PORT_IKE_NATT, protocol};
+use towpath_kernel::xfrm::{Action, Direction, PolicyRule, Selector, State, StateId, Template, Use};
+use towpath_kernel::{Xfrm, sysctl};
+use towpath_terminal_core::{SaName, SaStatus, SoftEsp};
+use tracing::{debug, info, warn};
+
+use crate::config::{Action as Wanted, PolicyConfig, TerminalConfig};
+
+/// Suites the kernel must have to be chosen without being asked for.
+const EXPECTED: [EspSuite; 3] = [
+    EspSuite::Aes128Gcm16,
+    EspSuite::Aes256Gcm16,
+    EspSuite::Aes256CbcSha256,
+];
+
+/// Marks states and policies as ours ("tp" in ASCII); the sensitivity level is in the lowest byte.
+const REQID: u32 = 0x7470_0000;
+
+/// Priorities of our policies: the exceptions, then four for each entry of the configuration.
+const PRIORITY: u32 = 0x7470_0000;
+const PRIORITY_ENTRIES: u32 = PRIORITY + 0x10;
+const PRIORITY_END: u32 = PRIORITY + 0x1000;
+
+/// Packets of the replay window, as many as the core's.
+const REPLAY_WINDOW: u32 = 448;
+
+/// Neighbour solicitation and advertisement (RFC 4861): without them there is nobody to send to.
+const NEIGHBOUR: [u16; 2] = [135, 136];
+
+/// What the core and the driver share.
+pub(crate) type Shared = Rc<RefCell<Kernel>>;
+
+/// Cryptography of the core: its own, and where SAs are the kernel's, the way there.
+pub(crate) struct Provider(pub(crate) Option<Shared>);
+
+impl EspProvider for Provider {
+    type Transform = <SoftEsp as EspProvider>::Transform;
+
+    fn transform(&self, suite: EspSuite, keys: &EspKeys) -> Result<Self::Transform, InvalidKey> {
+        SoftEsp.transform(suite, keys)
+    }
+
+    fn adopt(&self, level: u8, sa: &ChildSa) -> Result<(), InvalidKey> {
+        let Some(kernel) = &self.0 else {
+            return Ok(());
+        };
+        kernel.borrow_mut().adopt(level, sa).map_err(|error| {
+            warn!(peer = %sa.remote, suite = %sa.suite, %error, "the kernel does not take the SA");
+            InvalidKey
+        })
+    }
+}
+
+/// An SA in the kernel.
+struct Installed {
+    sa: ChildSa,
+    level: u8,
+    /// Its sending half is there.
+    sends: bool,
+    received: Use,
+    sent: Use,
+}
+
+impl Installed {
+    fn name(&self) -> SaName {
+        SaName::of(&self.sa)
+    }
+
+    const fn inbound(&self) -> StateId {
+        StateId {
+            destination: self.sa.local,
+            spi: self.sa.spi_in,
+        }
+    }
+
+    const fn outbound(&self) -> StateId {
+        StateId {
+            destination: self.sa.remote,
+            spi: self.sa.spi_out,
+        }
+    }
+}
+
+/// What one SA did since it was last asked.
+pub(crate) struct Activity {
+    pub(crate) name: SaName,
+    pub(crate) sent: bool,
+    pub(crate) received: bool,
+}
+
+/// The kernel's tables, as far as they are ours.
+pub(crate) struct Kernel {
+    xfrm: Xfrm,
+    entries: Vec<PolicyConfig>,
+    levels: Vec<(u8, u32)>,
+    addresses: Vec<IpAddr>,
+    installed: Vec<Installed>,
+    policies: HashMap<PolicyKey, PolicyRule>,
+    settled: Vec<(SaName, bool)>,
+    larval_drop: Option<u32>,
+}
+
+/// What no two policies of the kernel share.
+type PolicyKey = (Direction, Selector, Option<(u32, u32)>);
+
+impl Kernel {
+    /// Whether the kernel can do what a terminal needs.
+    pub(crate) fn usable() -> Result<Xfrm, String> {
+        let xfrm = Xfrm::open().map_err(|error| format!("no XFRM: {error}"))?;
+        match EXPECTED.iter().find(|suite| !xfrm.supports(**suite)) {
+            Some(suite) => Err(format!("no ESP with {suite}")),
+            None => Ok(xfrm),
+        }
+    }
+
+    /// Takes over the kernel's tables: what an earlier process left there is removed, the configuration's policies are
+    /// in force when this returns.
+    pub(crate) fn open(xfrm: Xfrm, config: &TerminalConfig, addresses: &[IpAddr]) -> io::Result<Self> {
+        let swept = xfrm.sweep(Self::is_ours, |priority| {
+            (PRIORITY..PRIORITY_END).contains(&priority)
+        })?;
+        if swept > 0 {
+            info!(swept, "removed SAs and policies of an earlier process");
+        }
+        // So that a packet waits for its SA (K8).
+        let larval_drop = sysctl::larval_drop().ok().filter(|value| *value != 0);
+        if larval_drop.is_some() {
+            sysctl::set_larval_drop(0)?;
+        }
+        let mut kernel = Self {
+            xfrm,
+            entries: config.policies.clone(),
+            levels: config
+                .levels
+                .iter()
+                .map(|level| (level.level, level.mark))
+                .collect(),
+            addresses: addresses.to_vec(),
+            installed: Vec::new(),
+            policies: HashMap::new(),
+            settled: Vec::new(),
+            larval_drop,
+        };
+        kernel.apply_policies()?;
+        Ok(kernel)
+    }
+
+    /// The terminal's addresses are these now.
+    pub(crate) fn set_addresses(&mut self, addresses: &[IpAddr]) {
+        self.addresses = addresses.to_vec();
+        if let Err(error) = self.apply_policies() {
+            warn!(%error, "policies for the new addresses");
+        }
+    }
+
+    /// Whether a policy of ours asked for it.
+    pub(crate) const fn is_ours(reqid: u32) -> bool {
+        reqid & 0xffff_ff00 == REQID
+    }
+
+    /// The level a policy of ours was for.
+    pub(crate) const fn level_of(reqid: u32) -> u8 {
+        reqid.to_be_bytes()[3]
+    }
+
+    /// Writes the receiving half of `sa`.
+    fn adopt(&mut self, level: u8, sa: &ChildSa) -> io::Result<()> {
+        let installed = Installed {
+            sa: sa.clone(),
+            level,
+            sends: false,
+            received: Use::default(),
+            sent: Use::default(),
+        };
+        let state = State {
+            source: sa.remote,
+            destination: sa.local,
+            spi: sa.spi_in,
+            keys: &sa.keys_in,
+            encap: sa.encap.map(|encap| (encap.remote_port, encap.local_port)),
+            selector: state_selector(sa, Direction::In),
+            ..state(sa, level)
+        };
+        // One the core has forgotten.
+        let _ = self.xfrm.delete_state(&state.id());
+        self.xfrm.add_state(&state)?;
+        self.installed.retain(|old| old.name() != installed.name());
+        self.installed.push(installed);
+        self.settled.clear();
+        Ok(())
+    }
+
+    /// Makes the tables what `sas`, the core's list, says.
+    pub(crate) fn settle(&mut self, sas: impl Iterator<Item = SaStatus>) {
+        let wanted: Vec<(SaName, bool)> = sas.map(|sa| (sa.name, !sa.replaced && !sa.standby)).collect();
+        if wanted == self.settled {
+            return;
+        }
+        let sends = |name: &SaName| wanted.iter().any(|(wanted, sends)| wanted == name && *sends);
+        // New ones send before old ones stop.
+        for at in 0..self.installed.len() {
+            let (xfrm, installed) = (&self.xfrm, &mut self.installed[at]);
+            if sends(&installed.name()) && !installed.sends {
+                let sa = &installed.sa;
+                let state = State {
+                    source: sa.local,
+                    destination: sa.remote,
+                    spi: sa.spi_out,
+                    keys: &sa.keys_out,
+                    encap: sa.encap.map(|encap| (encap.local_port, encap.remote_port)),
+                    selector: state_selector(sa, Direction::Out),
+                    ..state(sa, installed.level)
+                };
+                match xfrm.add_state(&state) {
+                    Ok(()) => installed.sends = true,
+                    Err(error) => warn!(peer = %sa.remote, %error, "the kernel does not send on the SA"),
+                }
+            }
+        }
+        if let Err(error) = self.apply_policies() {
+            warn!(%error, "policies for the SAs");
+        }
+        for installed in &mut self.installed {
+            if installed.sends && !sends(&installed.name()) {
+                forget(&self.xfrm, &installed.outbound());
+                installed.sends = false;
+            }
+        }
+        let xfrm = &self.xfrm;
+        self.installed.retain(|installed| {
+            let name = installed.name();
+            let known = wanted.iter().any(|(wanted, _)| *wanted == name);
+            if !known {
+                forget(xfrm, &installed.inbound());
+            }
+            known
+        });
+        if let Err(error) = self.apply_policies() {
+            warn!(%error, "policies without the SAs that ended");
+        }
+        self.settled = wanted;
+    }
+
+    /// What SAs did since the last call.
+    pub(crate) fn activity(&mut self) -> Vec<Activity> {
+        let xfrm = &self.xfrm;
+        let each = self.installed.iter_mut().map(|installed| {
+            let now = |id: &StateId, before: Use| xfrm.state_use(id).unwrap_or(before);
+            let received = now(&installed.inbound(), installed.received);
+            let sent = if installed.sends {
+                now(&installed.outbound(), installed.sent)
+            } else {
+                installed.sent
+            };
+            let activity = Activity {
+                name: installed.name(),
+                sent: sent.packets > installed.sent.packets,
+                received: received.packets > installed.received.packets,
+            };
+            (installed.received, installed.sent) = (received, sent);
+            activity
+        });
+        each.collect()
+    }
+
+    /// Received and sent on an SA so far, as of the last [`Kernel::activity`].
+    pub(crate) fn usage(&self, name: &SaName) -> Option<(Use, Use)> {
+        let found = self
+            .installed
+            .iter()
+            .find(|installed| installed.name() == *name)?;
+        Some((found.received, found.sent))
+    }
+
+    /// The SA of a state.
+    pub(crate) fn name_of(&self, state: &StateId) -> Option<SaName> {
+        let of = |installed: &&Installed| installed.inbound() == *state || installed.outbound() == *state;
+        self.installed.iter().find(of).map(Installed::name)
+    }
+
+    /// Takes everything out again.
+    pub(crate) fn close(&mut self) {
+        for installed in self.installed.drain(..) {
+            forget(&self.xfrm, &installed.inbound());
+            if installed.sends {
+                forget(&self.xfrm, &installed.outbound());
+            }
+        }
+        for (_, rule) in self.policies.drain() {
+            if let Err(error) = self.xfrm.delete_policy(&rule) {
+                debug!(%error, "a policy was gone already");
+            }
+        }
+        if let Some(value) = self.larval_drop.take()
+            && let Err(error) = sysctl::set_larval_drop(value)
+        {
+            warn!(%error, "net.core.xfrm_larval_drop stays 0");
+        }
+    }
+
+    fn apply_policies(&mut self) -> io::Result<()> {
+        let wanted = self.wanted_policies();
+        for (key, rule) in &wanted {
+            if self.policies.get(key) != Some(rule) {
+                self.xfrm.set_policy(rule)?;
+            }
+        }
+        for (key, rule) in &self.policies {
+            if !wanted.contains_key(key) {
+                self.xfrm.delete_policy(rule)?;
+            }
+        }
+        self.policies = wanted;
+        Ok(())
+    }
+
+    /// The policies that should be in force; the first in order of each kind counts.
+    fn wanted_policies(&self) -> HashMap<PolicyKey, PolicyRule> {
+        let mut rules = exceptions();
+        for (entry, priority) in self.entries.iter().zip((PRIORITY_ENTRIES..).step_by(4)) {
+            for &address in &self.addresses {
+                if address.is_ipv4() == entry.peer.address().is_ipv4() {
+                    rules.extend(self.rules_of(entry, address, priority));
+                }
+            }
+        }
+        let mut wanted = HashMap::new();
+        for rule in rules {
+            let kept = wanted
+                .entry((rule.direction, rule.selector, rule.mark))
+                .or_insert(rule);
+            if rule.priority < kept.priority {
+                *kept = rule;
+            }
+        }
+        wanted
+    }
+
+    /// Policies of one entry for one address: those of its SAs, then its own; levels before what has no mark.
+    fn rules_of(&self, entry: &PolicyConfig, address: IpAddr, priority: u32) -> Vec<PolicyRule> {
+        let mut rules = Vec::new();
+        let levels = self
+            .levels
+            .iter()
+            .map(|(level, mark)| (*level, Some((*mark, u32::MAX))));
+        for (level, mark) in levels.chain([(0, None)]) {
+            let priority = priority + if mark.is_some() { 0 } else { 2 };
+            let directions = match mark {
+                Some(_) => &[Direction::Out][..],
+                None => &[Direction::Out, Direction::In],
+            };
+            for &direction in directions {
+                let reqid = match direction {
+                    Direction::Out => REQID + u32::from(level),
+                    // Whichever of the SAs it came by.
+                    Direction::In => 0,
+                };
+                let rule = |selector, priority, action| PolicyRule {
+                    direction,
+                    selector,
+                    mark,
+                    priority,
+                    action,
+                };
+                let (local, remote) = entry.selectors(address);
+                let own = match entry.action {
+                    Wanted::Bypass => Action::Allow,
+                    Wanted::Discard => Action::Block,
+                    Wanted::Protect => Action::Protect(Template {
+                        mode: if entry.gateway.is_some() {
+                            Mode::Tunnel
+                        } else {
+                            Mode::Transport
+                        },
+                        outer: entry.gateway.map(|gateway| outer(direction, address, gateway)),
+                        reqid,
+                    }),
+                };
+                rules.extend(
+                    selectors(direction, &local, &remote)
+                        .into_iter()
+                        .map(|selector| rule(selector, priority + 1, own)),
+                );
+                if entry.action != Wanted::Protect {
+                    continue;
+                }
+                for installed in self.installed.iter().filter(|installed| {
+                    let meant = match entry.gateway {
+                        Some(gateway) => installed.sa.remote == gateway,
+                        None => entry.peer.contains(installed.sa.remote),
+                    };
+                    let used = direction == Direction::In || (installed.sends && installed.level == level);
+                    meant && used && installed.sa.local == address
+                }) {
+                    let sa = &installed.sa;
+                    let action = Action::Protect(Template {
+                        mode: sa.mode,
+                        outer: (sa.mode == Mode::Tunnel).then(|| outer(direction, sa.local, sa.remote)),
+                        reqid,
+                    });
+                    if action == own {
+                        continue;
+                    }
+                    for (ours, theirs) in pairs(sa) {
+                        if let (Some(ours), Some(theirs)) =
+                            (ours.intersect(&local), theirs.intersect(&remote))
+                        {
+                            let selectors = selectors(direction, &ours, &theirs).into_iter();
+                            rules.extend(selectors.map(|selector| rule(selector, priority, action)));
+                        }
+                    }
+                }
+            }
+        }
+        rules
+    }
+}
+
+/// What both directions of an SA have in common, to be completed.
+fn state(sa: &ChildSa, level: u8) -> State<'_> {
+    State {
+        source: sa.remote,
+        destination: sa.local,
+        spi: Spi(0),
+        suite: sa.suite,
+        keys: &sa.keys_in,
+        mode: sa.mode,
+        esn: sa.esn,
+        encap: None,
+        reqid: REQID + u32::from(level),
+        replay_window: REPLAY_WINDOW,
+        lifetime: sa.lifetime,
+        tfc_pad: 0,
+        selector: None,
+    }
+}
+
+/// The selector of a transport mode state, where one can say it.
+fn state_selector(sa: &ChildSa, direction: Direction) -> Option<Selector> {
+    let mut pairs = pairs(sa);
+    let ((local, remote), None) = (pairs.next()?, pairs.next()) else {
+        return None;
+    };
+    match selectors(direction, &local, &remote).as_slice() {
+        [selector] if sa.mode == Mode::Transport => Some(*selector),
+        _ => None,
+    }
+}
+
+fn pairs(sa: &ChildSa) -> impl Iterator<Item = (TrafficSelector, TrafficSelector)> + '_ {
+    let ours = sa.local_ts.iter();
+    ours.flat_map(|ours| sa.remote_ts.iter().map(|theirs| (*ours, *theirs)))
+}
+
+const fn outer(direction: Direction, local: IpAddr, remote: IpAddr) -> (IpAddr, IpAddr) {
+    match direction {
+        Direction::Out => (local, remote),
+        Direction::In => (remote, local),
+    }
+}
+
+fn forget(xfrm: &Xfrm, state: &StateId) {
+    if let Err(error) = xfrm.delete_state(state) {
+        // At its hard limit the kernel was faster.
+        debug!(spi = %state.spi, %error, "a state was gone already");
+    }
+}
+
+/// What must pass in clear whatever the configuration protects: sealed messages and IKE on their ports, and the
+/// search for neighbours.
+fn exceptions() -> Vec<PolicyRule> {
+    let any = |v6: bool| {
+        let address = if v6 {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        };
+        Prefix::new(address, 0).unwrap_or(Prefix::host(address))
+    };
+    let mut rules = Vec::new();
+    for direction in [Direction::Out, Direction::In] {
+        let mut add = |v6, number, ours, theirs| {
+            let (source_port, destination_port) = match direction {
+                Direction::Out => (ours, theirs),
+                Direction::In => (theirs, ours),
+            };
+            rules.push(PolicyRule {
+                direction,
+                selector: Selector {
+                    source: any(v6),
+                    destination: any(v6),
+                    protocol: number,
+                    source_port,
+                    destination_port,
+                },
+                mark: None,
+                priority: PRIORITY,
+                action: Action::Allow,
+            });
+        };
+        for port in [PORT_IKE, PORT_IKE_NATT] {
+            add(false, protocol::UDP, (port, u16::MAX), (0, 0));
+            add(true, protocol::UDP, (port, u16::MAX), (0, 0));
+        }
+        // The type stands where a source port would, in both directions.
+        for kind in NEIGHBOUR {
+            match direction {
+                Direction::Out => add(true, protocol::ICMPV6, (kind, u16::MAX), (0, 0)),
+                Direction::In => add(true, protocol::ICMPV6, (0, 0), (kind, u16::MAX)),
+            }
+        }
+    }
+    rules
+}
+
+/// The kernel's selectors for packets between `local` and `remote`: it knows prefixes and masks, not ranges.
+fn selectors(direction: Direction, local: &TrafficSelector, remote: &TrafficSelector) -> Vec<Selector> {
+    let protocol = if local.protocol == 0 {
+        remote.protocol
+    } else {
+        local.protocol
+    };
+    let (from, to) = match direction {
+        Direction::Out => (local, remote),
+        Direction::In => (remote, local),
+    };
+    let ports = |side: &TrafficSelector| -> Vec<(u16, u16)> {
+        let blocks = blocks(side.first_port.into(), side.last_port.into(), 16);
+        blocks
+            .into_iter()
+            .map(|(value, bits)| (value as u16, mask(bits)))
+            .collect()
+    };
+    let mut all = Vec::new();
+    for source in prefixes(from.first, from.last) {
+        for destination in prefixes(to.first, to.last) {
+            for &source_port in &ports(from) {
+                for &destination_port in &ports(to) {
+                    all.push(Selector {
+                        source,
+                        destination,
+                        protocol,
+                        source_port,
+                        destination_port,
+                    });
+                }
+            }
+        }
+    }
+    all
+}
+
+const fn mask(bits: u8) -> u16 {
+    match u16::MAX.checked_shl(16 - bits as u32) {
+        Some(mask) => mask,
+        None => 0,
+    }
+}
+
+fn prefixes(first: IpAddr, last: IpAddr) -> Vec<Prefix> {
+    let (from, to, width) = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits().into(), last.to_bits().into(), 32),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits(), last.to_bits(), 128),
+        _ => return Vec::new(),
+    };
+    let address = |value: u128| match first {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(value as u32)),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(value)),
+    };
+    let blocks = blocks(from, to, width).into_iter();
+    blocks
+        .filter_map(|(value, bits)| Prefix::new(address(value), bits))
+        .collect()
+}
+
+/// The fewest aligned blocks that are `first` to `last`: value and leading bits of `width`.
+fn blocks(first: u128, last: u128, width: u8) -> Vec<(u128, u8)> {
+    let mut all = Vec::new();
+    let mut at = first;
+    loop {
+        // As large as the alignment of the start and the end permit.
+        let mut free = at.trailing_zeros().min(width.into()) as u8;
+        let end = |free: u8| at | 1u128.checked_shl(free.into()).map_or(u128::MAX, |size| size - 1);
+        while end(free) > last {
+            free -= 1;
+        }
+        all.push((at, width - free));
+        let end = end(free);
+        if end >= last {
+            return all;
+        }
+        at = end + 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_become_the_fewest_blocks() {
+        assert_eq!(blocks(0, 65535, 16), [(0, 0)]);
+        assert_eq!(blocks(80, 80, 16), [(80, 16)]);
+        assert_eq!(blocks(80, 90, 16), [(80, 13), (88, 15), (90, 16)]);
+        assert_eq!(blocks(1, 65535, 16).len(), 16);
+        assert_eq!(blocks(0, u128::MAX, 128), [(0, 0)]);
+        for (first, last) in [(3, 17), (0, 4095), (1000, 1001), (5, 5), (65535, 65535)] {
+            let covered: Vec<u128> = blocks(first, last, 16)
+                .into_iter()
+                .flat_map(|(value, bits)| value..value + (1 << (16 - bits)))
+                .collect();
+            assert_eq!(covered, (first..=last).collect::<Vec<_>>());
+        }
+        let net: Vec<String> = prefixes("10.0.0.1".parse().unwrap(), "10.0.0.6".parse().unwrap())
+            .iter()
+            .map(Prefix::to_string)
+            .collect();
+        assert_eq!(net, ["10.0.0.1", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6"]);
+    }
+
+    #[test]
+    fn port_masks_follow_the_bits() {
+        assert_eq!((mask(0), mask(16), mask(13)), (0, u16::MAX, 0xfff8));
+    }
+
+    #[test]
+    fn a_level_survives_the_way_through_the_kernel() {
+        assert_eq!(Kernel::level_of(REQID + 7), 7);
+    }
+}
