@@ -9,7 +9,7 @@
 //!
 //! Sans-IO: `handle_*` takes a message, [`Control::poll_output`] says what to do.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -111,6 +111,8 @@ pub struct Control {
     /// Registered addresses, and the host addresses of fixed attachments.
     by_address: HashMap<IpAddr, SubscriberHandle>,
     outputs: VecDeque<Output>,
+    /// Served before the registry connected anew, and not granted since.
+    unconfirmed: Option<HashSet<SubscriberHandle>>,
 }
 
 impl Control {
@@ -123,6 +125,7 @@ impl Control {
             served: HashMap::new(),
             by_address: HashMap::new(),
             outputs: VecDeque::new(),
+            unconfirmed: None,
         }
     }
 
@@ -170,7 +173,11 @@ impl Control {
         let header = message::peek(&datagram.payload)?;
         let output = match header.message_type {
             MessageType::Register | MessageType::Deregister => {
-                Output::ToRegistry(ToRegistry::Register { datagram })
+                // Which keyserver is known where the channels are.
+                Output::ToRegistry(ToRegistry::Register {
+                    datagram,
+                    keyserver: None,
+                })
             }
             _ => Output::ToKeyserver(ToKeyserver::FromTerminal {
                 subscriber: header.subscriber,
@@ -267,8 +274,10 @@ impl Control {
                 self.outputs.extend(code.reason().map(Output::Count));
             }
             FromRegistry::Event(event) => self.outputs.push_back(Output::Event(event)),
+            FromRegistry::Complete => self.forget_the_rest(),
             // Meant for the keyserver.
             FromRegistry::Session(_)
+            | FromRegistry::Registered { .. }
             | FromRegistry::SessionEnded { .. }
             | FromRegistry::Credential { .. } => {}
         }
@@ -276,6 +285,9 @@ impl Control {
 
     fn grant(&mut self, subscriber: Subscriber, addresses: Vec<IpAddr>) {
         let handle = subscriber.handle;
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            unconfirmed.remove(&handle);
+        }
         self.by_address.retain(|_, owner| *owner != handle);
         let provisioned = subscriber
             .addresses
@@ -300,6 +312,35 @@ impl Control {
                 addresses,
             },
         );
+    }
+
+    /// The registry is reached again and tells from the start what is to be served: what is not granted until
+    /// [`FromRegistry::Complete`] was withdrawn meanwhile.
+    pub fn registry_connected(&mut self) {
+        self.unconfirmed = Some(self.served.keys().copied().collect());
+    }
+
+    fn forget_the_rest(&mut self) {
+        for handle in self.unconfirmed.take().unwrap_or_default() {
+            self.withdraw(handle);
+        }
+    }
+
+    /// Asks a terminal served here to register anew, its keyserver being another now. As often as
+    /// [`HINT_INTERVAL`] allows.
+    pub fn ask_to_register(&mut self, now: Instant, subscriber: SubscriberHandle) {
+        let at = |owner: &SubscriberHandle| *owner == subscriber;
+        let terminal = match self.served.get(&subscriber) {
+            Some(served) => served.addresses.first().copied(),
+            None => None,
+        };
+        let terminal = terminal.or_else(|| {
+            let mut hosts = self.by_address.iter().filter(|(_, owner)| at(owner));
+            hosts.next().map(|(address, _)| *address)
+        });
+        if let Some(terminal) = terminal {
+            self.hint(now, terminal);
+        }
     }
 
     fn withdraw(&mut self, handle: SubscriberHandle) {

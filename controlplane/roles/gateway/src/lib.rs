@@ -8,12 +8,14 @@
 //! | [`relay`] | the TCP relay between the halves of the SAs |
 //! | [`stored`] | SAs and policies that people brought |
 //! | [`worker`] | the thread that moves the frames |
+//! | [`keyservers`] | which keyserver serves which terminal |
 //! | [`limiter`] | floods cost their source, not the others |
 #![forbid(unsafe_code)]
 
 pub mod control;
 pub mod datagram;
 pub mod datapath;
+pub mod keyservers;
 pub mod limiter;
 pub mod relay;
 pub mod stored;

@@ -20,5 +20,5 @@ mod registrar;
 mod validate;
 
 pub use admin::{Applied, Change, apply};
-pub use registrar::{Config, Destination, Registry};
+pub use registrar::{Config, Destination, Registry, Whom};
 pub use validate::{MAX_ADDRESSES, MAX_PEERS, MAX_PSK, validate, validate_subscriber};

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use towpath_base::selector::Prefix;
 use towpath_base::{Instant, SubscriberHandle};
+use towpath_fabric::{NodeName, SessionId};
 
 /// One registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub(crate) struct Registered {
     pub(crate) addresses: Vec<IpAddr>,
     /// End of the registration.
     pub(crate) expires: Instant,
+    /// The gateway it came through; unknown for one that outlived the registry's process.
+    pub(crate) gateway: Option<NodeName>,
+    /// The session it began; unknown likewise.
+    pub(crate) session: Option<SessionId>,
 }
 
 /// Present registrations. Bounded by the number of subscribers and the addresses of each.
@@ -53,6 +58,20 @@ impl Locations {
     /// The subscriber's registration.
     pub(crate) fn get(&self, subscriber: SubscriberHandle) -> Option<&Registered> {
         self.registered.get(&subscriber)
+    }
+
+    /// Who may be at `gateway`, with its addresses.
+    pub(crate) fn at(&self, gateway: &NodeName) -> Vec<(SubscriberHandle, Vec<IpAddr>)> {
+        let there = |registered: &Registered| registered.gateway.as_ref().is_none_or(|at| at == gateway);
+        let found = self.registered.iter().filter(|(_, registered)| there(registered));
+        found
+            .map(|(handle, registered)| (*handle, registered.addresses.clone()))
+            .collect()
+    }
+
+    /// Everybody who is registered.
+    pub(crate) fn subscribers(&self) -> Vec<SubscriberHandle> {
+        self.registered.keys().copied().collect()
     }
 
     /// Who is at `address`.

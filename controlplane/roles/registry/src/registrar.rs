@@ -8,7 +8,7 @@ use towpath_base::credentials::Credentials;
 use towpath_base::crypto::Rng;
 use towpath_base::profile::{Attachment, PeerPolicy, Subscriber, SubscriberSecrets};
 use towpath_base::{DropReason, Instant, SubscriberHandle};
-use towpath_fabric::{Datagram, Event, FromRegistry, SessionGrant, SessionId, ToRegistry};
+use towpath_fabric::{Datagram, Event, FromRegistry, NodeName, SessionGrant, SessionId, ToRegistry};
 use towpath_keyx::message::peek;
 use towpath_keyx::registration::{Registration, Terms, open_registration};
 use towpath_store::{Location, Store, StoreError};
@@ -43,12 +43,38 @@ impl Default for Config {
 }
 
 /// Where a message goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// To the gateway.
-    Gateway,
-    /// To the keyserver.
-    Keyserver,
+    /// To gateways.
+    Gateway(Whom),
+    /// To keyservers.
+    Keyserver(Whom),
+}
+
+/// Which of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whom {
+    /// All that are connected.
+    All,
+    /// This one.
+    One(NodeName),
+    /// All but this one.
+    Except(NodeName),
+}
+
+impl Whom {
+    /// Whether `name` is one of them.
+    pub fn includes(&self, name: &NodeName) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(one) => one == name,
+            Self::Except(one) => one != name,
+        }
+    }
+
+    fn at(gateway: Option<&NodeName>) -> Self {
+        gateway.map_or(Self::All, |gateway| Self::One(gateway.clone()))
+    }
 }
 
 /// A registry.
@@ -95,7 +121,7 @@ impl<R: Rng> Registry<R> {
             messages: VecDeque::new(),
         };
         for subscriber in registry.store.fixed()? {
-            registry.grant(subscriber, Vec::new());
+            registry.grant(Whom::All, subscriber, Vec::new());
         }
         for (handle, location) in registry.store.locations()? {
             let left = location.expires_unix.saturating_sub(unix_now);
@@ -109,25 +135,62 @@ impl<R: Rng> Registry<R> {
             let registered = Registered {
                 addresses: location.addresses.clone(),
                 expires: now + Duration::from_secs(left),
+                gateway: None,
+                session: None,
             };
             registry.locations.insert(handle, registered);
             if subscriber.attachment == Attachment::Registered {
-                registry.grant(subscriber, location.addresses);
+                registry.grant(Whom::All, subscriber, location.addresses);
             }
         }
         Ok(registry)
     }
 
-    /// A message of a gateway or a keyserver.
-    pub fn handle(&mut self, now: Instant, message: ToRegistry) {
+    /// A gateway is connected, for the first time or again: what it is to serve.
+    ///
+    /// # Errors
+    /// The store failed; the gateway is told nothing.
+    pub fn gateway_connected(&mut self, gateway: &NodeName) -> Result<(), StoreError> {
+        let here = || Whom::One(gateway.clone());
+        for subscriber in self.store.fixed()? {
+            self.grant(here(), subscriber, Vec::new());
+        }
+        for (handle, addresses) in self.locations.at(gateway) {
+            if let Some(subscriber) = self.store.get(handle)?
+                && subscriber.attachment == Attachment::Registered
+            {
+                self.grant(here(), subscriber, addresses);
+            }
+        }
+        self.send(Destination::Gateway(here()), FromRegistry::Complete);
+        Ok(())
+    }
+
+    /// A keyserver is connected, for the first time or again: who is gone it may not have heard.
+    pub fn keyserver_connected(&mut self, keyserver: &NodeName) {
+        let subscribers = self.locations.subscribers();
+        let to = Destination::Keyserver(Whom::One(keyserver.clone()));
+        self.send(to, FromRegistry::Registered { subscribers });
+    }
+
+    /// A message of the gateway or the keyserver called `from`.
+    pub fn handle(&mut self, now: Instant, from: &NodeName, message: ToRegistry) {
         match message {
-            ToRegistry::Register { datagram } => {
-                if let Err(reason) = self.register(now, &datagram) {
-                    self.send(Destination::Gateway, FromRegistry::Refused(reason.into()));
+            ToRegistry::Register { datagram, keyserver } => {
+                if let Err(reason) = self.register(now, from, keyserver, &datagram) {
+                    let to = Destination::Gateway(Whom::One(from.clone()));
+                    self.send(to, FromRegistry::Refused(reason.into()));
                 }
             }
-            // The keyserver keeps the session; the registration it came with is valid already.
-            ToRegistry::SessionConfirmed { .. } => {}
+            // A terminal has one keyserver: any other learns now that it is not the one any more. What says so of
+            // an older session comes late.
+            ToRegistry::SessionConfirmed { subscriber, session } => {
+                let registered = self.locations.get(subscriber);
+                if registered.is_some_and(|registered| registered.session == Some(session)) {
+                    let others = Destination::Keyserver(Whom::Except(from.clone()));
+                    self.send(others, FromRegistry::SessionEnded { subscriber });
+                }
+            }
             ToRegistry::Credential {
                 request,
                 subscriber,
@@ -139,7 +202,7 @@ impl<R: Rng> Registry<R> {
                     subscriber,
                     credential,
                 };
-                self.send(Destination::Keyserver, answer);
+                self.send(Destination::Keyserver(Whom::One(from.clone())), answer);
             }
             ToRegistry::LocationExpired { subscriber } => self.end(subscriber, "was not heard of"),
         }
@@ -207,15 +270,15 @@ impl<R: Rng> Registry<R> {
         self.messages.push_back((destination, message));
     }
 
-    fn grant(&mut self, subscriber: Subscriber, addresses: Vec<IpAddr>) {
+    fn grant(&mut self, gateways: Whom, subscriber: Subscriber, addresses: Vec<IpAddr>) {
         let grant = FromRegistry::Grant {
             subscriber,
             addresses,
         };
-        self.send(Destination::Gateway, grant);
+        self.send(Destination::Gateway(gateways), grant);
     }
 
-    fn event(&mut self, name: &str, terminal: Option<IpAddr>, kind: &str, text: String) {
+    fn event(&mut self, gateways: Whom, name: &str, terminal: Option<IpAddr>, kind: &str, text: String) {
         let event = Event {
             subscriber: name.into(),
             terminal,
@@ -223,7 +286,7 @@ impl<R: Rng> Registry<R> {
             kind: kind.into(),
             text,
         };
-        self.send(Destination::Gateway, FromRegistry::Event(event));
+        self.send(Destination::Gateway(gateways), FromRegistry::Event(event));
     }
 
     fn location(&self, now: Instant, handle: SubscriberHandle) -> Option<admin::Location> {
@@ -236,7 +299,13 @@ impl<R: Rng> Registry<R> {
     // -- registrations ------------------------------------------------------------------------------------
 
     /// Everything that can be refused is, before the counter is stored; after that the answer follows.
-    fn register(&mut self, now: Instant, datagram: &Datagram) -> Result<(), DropReason> {
+    fn register(
+        &mut self,
+        now: Instant,
+        gateway: &NodeName,
+        keyserver: Option<NodeName>,
+        datagram: &Datagram,
+    ) -> Result<(), DropReason> {
         let handle = peek(&datagram.payload)?.subscriber;
         let (subscriber, secrets) = self.known(handle)?;
         let source = datagram.source.ip();
@@ -256,14 +325,13 @@ impl<R: Rng> Registry<R> {
         if addresses.iter().any(|address| self.taken(handle, *address)) {
             return Err(DropReason::KeyxWrongAddress);
         }
-        self.accept(
-            now,
-            subscriber,
-            &secrets,
-            &registration,
+        let place = Place {
+            gateway: gateway.clone(),
+            keyserver,
+            source: datagram.source,
             addresses,
-            datagram.source,
-        )
+        };
+        self.accept(now, subscriber, &secrets, &registration, place)
     }
 
     fn known(&self, handle: SubscriberHandle) -> Result<(Subscriber, SubscriberSecrets), DropReason> {
@@ -308,9 +376,14 @@ impl<R: Rng> Registry<R> {
         subscriber: Subscriber,
         secrets: &SubscriberSecrets,
         registration: &Registration,
-        addresses: Vec<IpAddr>,
-        source: SocketAddr,
+        place: Place,
     ) -> Result<(), DropReason> {
+        let Place {
+            gateway,
+            keyserver,
+            source,
+            addresses,
+        } = place;
         let handle = subscriber.handle;
         let lifetime = u64::from(self.config.lifetime_seconds);
         let (origin, unix) = self.origin;
@@ -336,35 +409,50 @@ impl<R: Rng> Registry<R> {
         let answer = registration
             .answer(&secrets.ksub, &nonce, &terms)
             .map_err(|_| DropReason::KeyxMalformed)?;
+        let session = self.next_session();
         let registered = Registered {
             addresses: addresses.clone(),
             expires: now + Duration::from_secs(lifetime),
+            gateway: Some(gateway.clone()),
+            session: Some(session),
         };
         let old = self.locations.insert(handle, registered);
         let grant = SessionGrant {
             subscriber: handle,
             name: subscriber.name.clone(),
-            session: self.next_session(),
+            gateway: gateway.clone(),
+            session,
             t2n: answer.keys.t2n.clone(),
             n2t: answer.keys.n2t.clone(),
             addresses: addresses.clone(),
             lifetime_seconds: self.config.lifetime_seconds,
         };
         // The keyserver knows the session before the terminal does.
-        self.send(Destination::Keyserver, FromRegistry::Session(grant));
-        let moved = old.is_none_or(|old| old.addresses != addresses);
+        if let Some(keyserver) = keyserver {
+            let to = Destination::Keyserver(Whom::One(keyserver));
+            self.send(to, FromRegistry::Session(grant));
+        }
+        let here = Whom::One(gateway.clone());
+        let moved = old.as_ref().is_none_or(|old| old.addresses != addresses);
+        let other_gateway = old.is_some_and(|old| old.gateway.as_ref() != Some(&gateway));
         let name = subscriber.name.clone();
-        if moved && subscriber.attachment == Attachment::Registered {
-            self.grant(subscriber, addresses);
+        if subscriber.attachment == Attachment::Registered {
+            if other_gateway {
+                let others = Destination::Gateway(Whom::Except(gateway.clone()));
+                self.send(others, FromRegistry::Withdraw { subscriber: handle });
+            }
+            if moved || other_gateway {
+                self.grant(here.clone(), subscriber, addresses);
+            }
         }
         let sealed = answer.datagram.as_bytes().to_vec();
         let answer = FromRegistry::Answer {
             terminal: source,
             sealed,
         };
-        self.send(Destination::Gateway, answer);
+        self.send(Destination::Gateway(here.clone()), answer);
         let kind = if moved { "registered" } else { "renewed" };
-        self.event(&name, Some(source.ip()), kind, format!("for {lifetime} s"));
+        self.event(here, &name, Some(source.ip()), kind, format!("for {lifetime} s"));
         Ok(())
     }
 
@@ -384,21 +472,28 @@ impl<R: Rng> Registry<R> {
             failed(&error);
         }
         self.send(
-            Destination::Keyserver,
+            Destination::Keyserver(Whom::All),
             FromRegistry::SessionEnded { subscriber: handle },
         );
         let subscriber = self.subscriber(handle);
         let fixed = subscriber
             .as_ref()
             .is_some_and(|subscriber| subscriber.attachment == Attachment::Fixed);
+        let there = Whom::at(gone.gateway.as_ref());
         if !fixed {
             self.send(
-                Destination::Gateway,
+                Destination::Gateway(there.clone()),
                 FromRegistry::Withdraw { subscriber: handle },
             );
         }
         let name = subscriber.map_or_else(|| handle.to_string(), |subscriber| subscriber.name);
-        self.event(&name, gone.addresses.first().copied(), "unregistered", why.into());
+        self.event(
+            there,
+            &name,
+            gone.addresses.first().copied(),
+            "unregistered",
+            why.into(),
+        );
     }
 
     // -- credentials --------------------------------------------------------------------------------------
@@ -423,11 +518,15 @@ impl<R: Rng> Registry<R> {
                 self.attach(new);
             }
             Change::Removed(old) => self.detach(&old, "was removed"),
-            Change::Profile(new) if new.attachment == Attachment::Fixed => self.grant(new, Vec::new()),
+            Change::Profile(new) if new.attachment == Attachment::Fixed => {
+                self.grant(Whom::All, new, Vec::new())
+            }
             Change::Profile(new) => {
                 let registered = self.locations.get(new.handle);
-                if let Some(addresses) = registered.map(|registered| registered.addresses.clone()) {
-                    self.grant(new, addresses);
+                if let Some(registered) = registered {
+                    let there = Whom::at(registered.gateway.as_ref());
+                    let addresses = registered.addresses.clone();
+                    self.grant(there, new, addresses);
                 }
             }
         }
@@ -445,18 +544,32 @@ impl<R: Rng> Registry<R> {
                 }
             }
         }
-        self.grant(new, Vec::new());
+        self.grant(Whom::All, new, Vec::new());
     }
 
     /// Everything of a subscriber ends, registered or not.
     fn detach(&mut self, old: &Subscriber, why: &str) {
         let subscriber = old.handle;
         let gone = self.locations.remove(subscriber);
-        self.send(Destination::Keyserver, FromRegistry::SessionEnded { subscriber });
-        self.send(Destination::Gateway, FromRegistry::Withdraw { subscriber });
+        self.send(
+            Destination::Keyserver(Whom::All),
+            FromRegistry::SessionEnded { subscriber },
+        );
+        self.send(
+            Destination::Gateway(Whom::All),
+            FromRegistry::Withdraw { subscriber },
+        );
         let terminal = gone.and_then(|gone| gone.addresses.first().copied());
-        self.event(&old.name, terminal, "unregistered", why.into());
+        self.event(Whom::All, &old.name, terminal, "unregistered", why.into());
     }
+}
+
+/// Where a registration came from, and who is to serve it.
+struct Place {
+    gateway: NodeName,
+    keyserver: Option<NodeName>,
+    source: SocketAddr,
+    addresses: Vec<IpAddr>,
 }
 
 /// The store failed: nothing is known about the subscriber now.

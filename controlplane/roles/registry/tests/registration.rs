@@ -6,7 +6,7 @@ use std::path::Path;
 use towpath_base::crypto::Rng;
 use towpath_base::profile::Attachment;
 use towpath_base::{DropReason, Instant, SecretKey, SubscriberHandle};
-use towpath_fabric::{Datagram, DropCode, FromRegistry, SessionGrant, ToRegistry};
+use towpath_fabric::{Datagram, DropCode, FromRegistry, NodeName, SessionGrant, ToRegistry};
 use towpath_keyx::RegistrationKeys;
 use towpath_keyx::registration::{Addresses, Attempt, Granted, deregister};
 use towpath_registry::{Config, Destination, Registry};
@@ -106,7 +106,11 @@ impl World {
 
     /// Hands `datagram` to the registry and returns all but events.
     fn exchange(&mut self, datagram: Datagram) -> Vec<(Destination, FromRegistry)> {
-        self.registry.handle(self.now, ToRegistry::Register { datagram });
+        let message = ToRegistry::Register {
+            datagram,
+            keyserver: Some(NodeName::default()),
+        };
+        self.registry.handle(self.now, &NodeName::default(), message);
         self.drain()
     }
 
@@ -119,7 +123,7 @@ impl World {
     /// The reason the registry refuses `datagram` for; it must do nothing else.
     fn refused(&mut self, datagram: Datagram) -> DropReason {
         let messages = self.exchange(datagram);
-        let [(Destination::Gateway, FromRegistry::Refused(code))] = messages.as_slice() else {
+        let [(Destination::Gateway(_), FromRegistry::Refused(code))] = messages.as_slice() else {
             panic!("{messages:?}")
         };
         DropCode::reason(*code).unwrap()
@@ -130,11 +134,11 @@ impl World {
         let (mut attempt, datagram) = terminal.register(&[address]);
         let messages = self.exchange(datagram);
         let answer = messages.iter().find_map(|(to, message)| match message {
-            FromRegistry::Answer { sealed, .. } if *to == Destination::Gateway => Some(sealed),
+            FromRegistry::Answer { sealed, .. } if matches!(to, Destination::Gateway(_)) => Some(sealed),
             _ => None,
         });
         let session = messages.iter().find_map(|(to, message)| match message {
-            FromRegistry::Session(grant) if *to == Destination::Keyserver => Some(grant.clone()),
+            FromRegistry::Session(grant) if matches!(to, Destination::Keyserver(_)) => Some(grant.clone()),
             _ => None,
         });
         let granted = attempt.acknowledged(&terminal.ksub, &terminal.keys(), answer.unwrap());
@@ -163,15 +167,15 @@ fn terminal_and_keyserver_end_up_with_the_same_keys() {
     let (mut attempt, datagram) = alice.register(&both);
     let messages = world.exchange(datagram);
     let [
-        (Destination::Keyserver, FromRegistry::Session(session)),
+        (Destination::Keyserver(_), FromRegistry::Session(session)),
         (
-            Destination::Gateway,
+            Destination::Gateway(_),
             FromRegistry::Grant {
                 subscriber,
                 addresses,
             },
         ),
-        (Destination::Gateway, FromRegistry::Answer { terminal, sealed }),
+        (Destination::Gateway(_), FromRegistry::Answer { terminal, sealed }),
     ] = messages.as_slice()
     else {
         panic!("{messages:?}")
@@ -274,8 +278,8 @@ fn an_address_belongs_to_one_terminal_at_a_time() {
     assert!(matches!(
         messages.as_slice(),
         [
-            (Destination::Keyserver, FromRegistry::SessionEnded { .. }),
-            (Destination::Gateway, FromRegistry::Withdraw { .. })
+            (Destination::Keyserver(_), FromRegistry::SessionEnded { .. }),
+            (Destination::Gateway(_), FromRegistry::Withdraw { .. })
         ]
     ));
     assert_eq!(world.refused(goodbye), DropReason::KeyxReplayed);
@@ -322,8 +326,8 @@ fn registrations_end_and_survive_restarts_until_then() {
     assert!(matches!(
         messages.as_slice(),
         [
-            (Destination::Keyserver, FromRegistry::SessionEnded { subscriber }),
-            (Destination::Gateway, FromRegistry::Withdraw { .. })
+            (Destination::Keyserver(_), FromRegistry::SessionEnded { subscriber }),
+            (Destination::Gateway(_), FromRegistry::Withdraw { .. })
         ] if *subscriber == alice.handle
     ));
     assert_eq!(world.registry.poll_timeout(), None);
@@ -358,8 +362,8 @@ fn what_operators_change_reaches_gateway_and_keyserver() {
     assert!(matches!(
         world.drain().as_slice(),
         [
-            (Destination::Keyserver, FromRegistry::SessionEnded { .. }),
-            (Destination::Gateway, FromRegistry::Withdraw { subscriber })
+            (Destination::Keyserver(_), FromRegistry::SessionEnded { .. }),
+            (Destination::Gateway(_), FromRegistry::Withdraw { subscriber })
         ] if *subscriber == fixed.handle
     ));
     world.registers(&mut alice);
@@ -376,10 +380,10 @@ fn credentials_are_for_the_peers_of_the_subscriber_alone() {
             subscriber,
             peer: peer.parse().unwrap(),
         };
-        world.registry.handle(world.now, message);
+        world.registry.handle(world.now, &NodeName::default(), message);
         match world.drain().remove(0) {
             (
-                Destination::Keyserver,
+                Destination::Keyserver(_),
                 FromRegistry::Credential {
                     request: 7,
                     credential,
