@@ -1,7 +1,10 @@
 //! `cargo xtask fuzz`: coverage-guided fuzzing of everything that reads bytes from outside.
 //!
 //! libFuzzer with the compiler's own coverage instrumentation, so the ordinary toolchain is enough. The targets are
-//! the files of `tests/fuzz/targets`; `tests/fuzz/corpus` holds what is worth starting from.
+//! the files of `tests/fuzz/targets`; `tests/fuzz/corpus` holds what is worth starting from, and is run through the
+//! targets by the ordinary test `corpus`.
+
+mod corpus;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,11 +41,11 @@ pub struct Args {
     /// Only name the targets
     #[arg(long)]
     pub list: bool,
-    /// Add inputs that reach new code to the committed corpus
+    /// Choose the committed corpus anew from it and everything found so far: few small inputs that reach the same
     #[arg(long)]
     pub keep: bool,
-    /// Run one input, a finding for instance, and show what happens
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "keep"])]
+    /// Run one input, a finding for instance, or all of a folder, and show what happens
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["list", "keep"])]
     pub replay: Option<PathBuf>,
     /// Print the outcome as JSON
     #[arg(long)]
@@ -102,7 +105,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
         let [target] = chosen.as_slice() else {
             return Err(Usage("--replay needs exactly one target".into()).into());
         };
-        return Cmd::new(places.binaries.join(target)).arg(input).show();
+        return Cmd::new(places.binaries.join(target)).args(files(input)?).show();
     }
     let outcomes: Vec<_> = chosen
         .iter()
@@ -152,6 +155,18 @@ fn targets(folder: &Path) -> Result<BTreeMap<String, String>> {
         found.insert(name.to_owned(), title.to_owned());
     }
     Ok(found)
+}
+
+/// The file itself, or those of the folder.
+fn files(input: &Path) -> Result<Vec<PathBuf>> {
+    if !input.is_dir() {
+        return Ok(vec![input.to_owned()]);
+    }
+    let mut files: Vec<_> = fs::read_dir(input)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    files.sort();
+    Ok(files)
 }
 
 fn choose(titles: &BTreeMap<String, String>, wanted: &[String]) -> Result<Vec<String>> {
@@ -220,19 +235,11 @@ fn fuzz(root: &Path, places: &Places, target: &str, args: &Args) -> Result<Outco
         eprintln!("{}", last_lines(&output.stderr, 40));
     }
     if args.keep {
-        keep(places, target, &grown, &committed)?;
+        let step = Step::new(format!("{target}, choose the corpus"));
+        let count = corpus::keep(&places.binaries.join(target), &grown, &committed)?;
+        step.done(format!("{count} inputs"));
     }
     Ok(outcome)
-}
-
-/// Merges into the committed corpus what reaches more.
-fn keep(places: &Places, target: &str, grown: &Path, committed: &Path) -> Result<()> {
-    Cmd::new(places.binaries.join(target))
-        .args(["-merge=1", "-rss_limit_mb=2048"])
-        .arg(committed)
-        .arg(grown)
-        .limit(Duration::from_secs(600))
-        .run()
 }
 
 /// Reads libFuzzer's own words.

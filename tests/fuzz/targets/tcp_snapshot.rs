@@ -1,6 +1,7 @@
 //! Snapshots from somebody else's gateway: restored or refused, never believed.
 //!
-//! Bytes of any kind, and genuine snapshots of connections in the middle of things with some bytes changed.
+//! Bytes of any kind, and genuine snapshots of connections in the middle of things, of endpoints and of Snoop, with
+//! some bytes changed.
 #![no_main]
 
 use std::time::Duration;
@@ -8,14 +9,29 @@ use std::time::Duration;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use towpath_base::Instant;
-use towpath_fuzz::tcp::Pair;
+use towpath_fuzz::tcp::{self, Pair};
 use towpath_tcp::Endpoint;
+use towpath_tcp::relay::Side;
+use towpath_tcp::relay::snoop::{Original, ReplayPosition, SnoopConfig, SnoopRelay};
 
 #[derive(Debug, Arbitrary)]
 struct Input {
     /// None: `bytes` are the snapshot.
     genuine: Option<Genuine>,
     bytes: Vec<u8>,
+    /// Instead: what Snoop knows of a connection.
+    snooped: Option<Snooped>,
+}
+
+/// Segments towards the terminal, then acknowledgments, then a snapshot with some bytes changed.
+#[derive(Debug, Arbitrary)]
+struct Snooped {
+    /// Tens of bytes from the last one's beginning, bytes of data.
+    segments: Vec<(i8, u8)>,
+    /// Tens of bytes, and a SACK block behind them.
+    acknowledgments: Vec<(u8, Option<(u8, u8)>)>,
+    sealed: bool,
+    patches: Vec<(u16, u8)>,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -43,16 +59,94 @@ fn snapshot(genuine: &Genuine, now: Instant) -> Vec<u8> {
         Endpoint::restore(now, &bytes).is_ok(),
         "a genuine snapshot is taken back"
     );
-    for (at, value) in &genuine.patches {
+    patch(&mut bytes, &genuine.patches);
+    bytes
+}
+
+fn patch(bytes: &mut [u8], patches: &[(u16, u8)]) {
+    for (at, value) in patches {
         if let Some(byte) = bytes.get_mut(usize::from(*at)) {
             *byte ^= value;
         }
     }
-    bytes
+}
+
+fn snoop(relay: &mut SnoopRelay, now: Instant, from: Side, packet: &[u8], sequence: Option<u64>) {
+    let replay = sequence.map(|sequence| ReplayPosition {
+        sa: 1,
+        sequence,
+        window: 64,
+    });
+    let original = Original {
+        bytes: packet,
+        replay,
+    };
+    relay.handle_input(now, from, packet, original);
+}
+
+fn of_snoop(input: &Snooped, mut now: Instant) {
+    let mut relay = SnoopRelay::new(SnoopConfig::default());
+    let mut seq = 1000_u32;
+    for (number, (step, len)) in (1..).zip(input.segments.iter().take(64)) {
+        seq = seq.wrapping_add_signed(i32::from(*step) * 10);
+        let packet = tcp::data(seq, usize::from(*len));
+        snoop(
+            &mut relay,
+            now,
+            Side::Network,
+            &packet,
+            input.sealed.then_some(number),
+        );
+        now += Duration::from_millis(1);
+    }
+    let acknowledge = |relay: &mut SnoopRelay, now: &mut Instant| {
+        for (ack, sack) in input.acknowledgments.iter().take(64) {
+            let ack = 1000 + u32::from(*ack) * 10;
+            let sack = sack.map(|(left, len)| (ack + u32::from(left) * 10, u32::from(len)));
+            let packet = tcp::acknowledgment(ack, sack);
+            snoop(relay, *now, Side::Terminal, &packet, None);
+            while relay.poll_transmit(*now).is_some() {}
+            *now += Duration::from_millis(3);
+        }
+    };
+    acknowledge(&mut relay, &mut now);
+    let Some(key) = relay.flows().next().copied() else {
+        return;
+    };
+    let mut bytes = relay.snapshot(now, &key).expect("a connection that is listed");
+    let restore = |bytes: &[u8]| {
+        let mut other = SnoopRelay::new(SnoopConfig::default());
+        let key = other.restore(now, bytes, Some)?;
+        Ok::<_, towpath_tcp::RestoreError>((other, key))
+    };
+    let (whole, _) = restore(&bytes).expect("a genuine snapshot is taken back");
+    assert_eq!(whole.snapshot(now, &key).as_ref(), Some(&bytes));
+    assert_eq!(whole.view(&key), relay.view(&key));
+    patch(&mut bytes, &input.patches);
+    let Ok((mut other, key)) = restore(&bytes) else {
+        return;
+    };
+    acknowledge(&mut other, &mut now);
+    for _ in 0..32 {
+        while other.poll_transmit(now).is_some() {}
+        let Some((at, _)) = other.poll_timeout() else {
+            break;
+        };
+        now = now.max(at);
+        other.handle_timeout(now);
+    }
+    assert!(other.snapshot(now, &key).is_none_or(|again| {
+        SnoopRelay::new(SnoopConfig::default())
+            .restore(now, &again, Some)
+            .is_ok()
+    }));
 }
 
 fuzz_target!(|input: Input| {
     let mut now = Instant::from_secs(100);
+    if let Some(snooped) = &input.snooped {
+        return of_snoop(snooped, now);
+    }
     let bytes = match &input.genuine {
         Some(genuine) => snapshot(genuine, now),
         None => input.bytes,
