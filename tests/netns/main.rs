@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod attacks;
+mod ipsec;
+mod ike;
 mod lab;
 mod linkem;
 mod manual;
@@ -15,6 +17,7 @@ mod proxied;
 mod rekeys;
 mod relay;
 mod restart;
+mod terminal;
 
 use std::time::Duration;
 

@@ -11,6 +11,7 @@
 pub mod capture;
 pub mod cli;
 pub mod guest;
+pub mod nat;
 pub mod net;
 pub mod state;
 pub mod strongswan;
@@ -243,6 +244,16 @@ impl Lab {
         Ok(charon)
     }
 
+    /// Boots a guest kernel in a terminal's place, which takes over the terminal's interface and addresses.
+    pub fn boot_guest(&mut self, node: Node) -> Result<Guest> {
+        let flush = "ip addr flush dev eth0; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6";
+        self.net.inside(node, Cmd::new("sh").args(["-c", flush])).run()?;
+        let guest = self.guest(node);
+        let process = guest.start(&self.root, &self.net, node)?;
+        self.record(process)?;
+        Ok(guest)
+    }
+
     /// Makes the emulated link of terminal A what `links` says, from now on: `ab` is from the gateway to the terminal.
     /// What is on its way is lost. What the link before really did is then in `linkem.json` in the lab's folder.
     pub fn set_link(&mut self, links: &Links) -> Result<()> {
@@ -276,6 +287,67 @@ impl Lab {
         }
         self.state.processes.retain(|p| p.name != LINKEM);
         self.state.save(&self.dir)
+    }
+
+    /// Takes the peer behind a NAT that adds `base` to its ports; its charon starts anew there. See [`Net::put_behind_nat`].
+    pub fn put_peer_behind_nat(&mut self, base: u16) -> Result<()> {
+        self.kill_peer()?;
+        self.net.put_behind_nat()?;
+        self.start_peer()?;
+        let file = self.dir.join("nat.base");
+        std::fs::write(&file, base.to_string())?;
+        let address = |node: Node| node.addr(Family::V4).to_string();
+        let cmd = Cmd::new(programs()?.join("xtask"))
+            .args(["nat", "--inside", &net::BEHIND_NAT.to_string()])
+            .args([
+                "--outside",
+                &address(Node::Peer),
+                "--far",
+                &address(Node::Ta),
+                "--base",
+            ])
+            .arg(&file);
+        let pid = self.net.inside_nat(cmd).spawn(&self.log_file("nat"))?;
+        self.record(Process::note("nat", pid))?;
+        self.wait_mapped(base)
+    }
+
+    /// The NAT forgets its mapping: from now on it adds `base`.
+    pub fn remap_nat(&self, base: u16) -> Result<()> {
+        std::fs::write(self.dir.join("nat.base"), base.to_string())?;
+        self.wait_mapped(base)
+    }
+
+    fn wait_mapped(&self, base: u16) -> Result<()> {
+        let line = format!("mapped {base}");
+        let said = || std::fs::read_to_string(self.log_file("nat")).unwrap_or_default();
+        if state::wait_for(Duration::from_secs(20), || {
+            said().lines().any(|said| said == line)
+        }) {
+            return Ok(());
+        }
+        bail!("the NAT does not map: {}", said())
+    }
+
+    /// Ends the peer's charon without a word to anybody. Not for a guest kernel.
+    pub fn kill_peer(&mut self) -> Result<()> {
+        let name = format!("charon of {}", Node::Peer.name());
+        for process in self.state.processes.iter().filter(|p| p.name == name) {
+            process.signal(nix::sys::signal::Signal::SIGKILL);
+            state::wait_for(Duration::from_secs(10), || !process.alive());
+        }
+        self.state.processes.retain(|p| p.name != name);
+        // Its successor is there when its socket is.
+        let _ = std::fs::remove_file(self.net.socket(Node::Peer, "vici"));
+        self.state.save(&self.dir)
+    }
+
+    /// Starts the peer's charon again, without connections. Not for a guest kernel.
+    pub fn start_peer(&mut self) -> Result<Charon> {
+        let place = Place::Namespace(self.net.clone(), Node::Peer);
+        let (charon, process) = Charon::start(place, self.charon_dir(Node::Peer, PeerKind::Libipsec))?;
+        process.into_iter().try_for_each(|p| self.record(p))?;
+        Ok(charon)
     }
 
     fn record(&mut self, process: Process) -> Result<()> {

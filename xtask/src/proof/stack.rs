@@ -16,6 +16,9 @@ use crate::sh::{Cmd, last_lines};
 /// How long a command of ours may take.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// Control socket of an agent in a guest kernel.
+const GUEST_SOCKET: &str = "/run/agent.sock";
+
 /// The folder of this build's programs.
 pub fn programs() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
@@ -42,6 +45,8 @@ pub struct Stack {
     secrets: Vec<Vec<u8>>,
     /// More of the gateway's configuration.
     extra: String,
+    /// Changes a subscriber's record before it is added.
+    edit: fn(Node, &mut Value),
 }
 
 impl Stack {
@@ -52,6 +57,16 @@ impl Stack {
 
     /// As [`Stack::start`], with `extra` at the end of the gateway's configuration.
     pub fn start_with(lab: Lab, xdp_object: &Path, extra: &str) -> Result<Self> {
+        Self::start_edited(lab, xdp_object, extra, |_, _| ())
+    }
+
+    /// As [`Stack::start_with`], with subscribers changed by `edit`.
+    pub fn start_edited(
+        lab: Lab,
+        xdp_object: &Path,
+        extra: &str,
+        edit: fn(Node, &mut Value),
+    ) -> Result<Self> {
         let dir = lab.dir().join("towpath");
         let _ = fs::remove_dir_all(&dir);
         let _ = fs::remove_dir_all(lab.pin_dir());
@@ -65,6 +80,7 @@ impl Stack {
             agents: vec![],
             secrets: vec![],
             extra: extra.to_owned(),
+            edit,
         };
         stack.write_private("store.key", &hex(&random()?))?;
         stack.write_private("gw.toml", &stack.gateway_config())?;
@@ -178,7 +194,8 @@ impl Stack {
     /// Adds a subscriber and writes its terminal's configuration.
     fn provision(&mut self, terminal: Node) -> Result<()> {
         let ksub = random()?;
-        let record = self.record(terminal, &ksub);
+        let mut record = self.record(terminal, &ksub);
+        (self.edit)(terminal, &mut record);
         let file = format!("{}.subscriber.json", terminal.name());
         self.write_private(&file, &serde_json::to_string_pretty(&record)?)?;
         let file = self.path(&file).display().to_string();
@@ -276,6 +293,48 @@ impl Stack {
         Ok(())
     }
 
+    /// Ends a terminal's agent and starts it anew, with its state, in a guest kernel that takes the terminal's place;
+    /// `extra` goes in front of its configuration. What it says is then in `agent.log` in the guest's `/run/work`.
+    pub fn move_into_guest(&mut self, terminal: Node, extra: &str) -> Result<()> {
+        let name = terminal.name();
+        let process_name = format!("terminal-{name}");
+        for agent in self.agents.iter().filter(|agent| agent.name == process_name) {
+            agent.end(Duration::from_secs(5));
+        }
+        self.agents.retain(|agent| agent.name != process_name);
+        let guest = self.lab.boot_guest(terminal)?;
+        let program = self.lab.lend(terminal, &self.towpath)?;
+        fs::copy(
+            self.path(&format!("{name}.state")),
+            guest.dir().join("terminal.state"),
+        )?;
+        let ours = fs::read_to_string(self.path(&format!("{name}.toml")))?;
+        // Files of the host are not the guest's, and its interface has another name.
+        let kept = ours.lines().filter(|line| {
+            !["state_file", "control_socket", "debug_key_log", "interface"]
+                .iter()
+                .any(|key| line.starts_with(key))
+        });
+        let theirs = format!(
+            "interface = \"vec0\"\nstate_file = \"/run/work/terminal.state\"\ncontrol_socket = {GUEST_SOCKET:?}\n{extra}\n{}\n",
+            kept.collect::<Vec<_>>().join("\n")
+        );
+        fs::write(guest.dir().join("terminal.toml"), theirs)?;
+        let start = format!(
+            "setsid {} terminal --config /run/work/terminal.toml >/run/work/agent.log 2>&1 </dev/null & echo $! >/run/agent.pid",
+            program.display()
+        );
+        self.lab.exec(terminal, &Cmd::new(start), LIMIT)?;
+        Ok(())
+    }
+
+    /// What the agent of [`Stack::move_into_guest`] says of itself.
+    pub fn guest_status(&self, terminal: Node) -> Result<Value> {
+        let ask = format!("/run/work/towpath terminal status --json --socket {GUEST_SOCKET}");
+        let out = self.lab.exec(terminal, &Cmd::new(ask), LIMIT)?;
+        serde_json::from_str(&out.stdout).with_context(|| out.all())
+    }
+
     /// Waits until both terminals are registered.
     pub fn wait_registered(&self) -> Result<()> {
         let registered = || {
@@ -327,6 +386,15 @@ impl Stack {
             .iter()
             .filter(|c| c.get("name").and_then(Value::as_str) == Some(name));
         Ok(named.filter_map(|c| c.get("packets")?.as_u64()).sum())
+    }
+
+    /// Resident memory of the daemon, KiB.
+    pub fn daemon_memory(&self) -> Result<u64> {
+        let pid = self.daemon.as_ref().context("no daemon")?.pid;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+            .context("no VmRSS")
     }
 
     /// Every key known: what daemon and terminals logged, subscriber keys, pre-shared keys.
