@@ -83,13 +83,22 @@ pub fn classify<P: Packet + ?Sized, T: Tables>(
     if headers.ttl == 0 {
         return Verdict::Drop(DropReason::TtlExpired);
     }
-    if headers.fragment {
-        return Verdict::NotOurs(PassReason::Fragment);
-    }
     // Only these three can be diverted: nothing else costs a look-up.
-    if matches!(headers.protocol, protocol::UDP | protocol::ESP | protocol::AH)
-        && let Some(verdict) = diverted(packet, headers, port, globals, tables)
+    let ipsec = matches!(headers.protocol, protocol::UDP | protocol::ESP | protocol::AH);
+    if headers.fragment {
+        let whole = if ipsec {
+            fragment(headers, port, tables)
+        } else {
+            None
+        };
+        return whole.unwrap_or(Verdict::NotOurs(PassReason::Fragment));
+    }
+    if matches!(headers.protocol, protocol::ICMP | protocol::ICMPV6)
+        && let Some(verdict) = too_big(packet, headers, tables)
     {
+        return verdict;
+    }
+    if ipsec && let Some(verdict) = diverted(packet, headers, port, globals, tables) {
         return verdict;
     }
     if headers.ttl == 1 {
@@ -165,6 +174,61 @@ fn diverted<P: Packet + ?Sized, T: Tables>(
     Some(unless_expiring(headers, kind, entry.handle, false))
 }
 
+/// A fragment of a terminal's ESP, AH or UDP: user space puts it together, for neither ports nor SPI are in all of them.
+#[inline(always)]
+fn fragment<T: Tables>(headers: &Headers, port: &PortInfo, tables: &T) -> Option<Verdict> {
+    let wanted = |entry: &&ProfileEntry| entry.flags & (DIVERT_ESP | DIVERT_AH) != 0;
+    if Role::from_abi(port.role) == Role::Access
+        && let Some(entry) = effective(tables, &headers.source, &headers.destination).filter(wanted)
+    {
+        return Some(unless_expiring(headers, DivertKind::Fragment, entry.handle, true));
+    }
+    let entry = effective(tables, &headers.destination, &headers.source).filter(wanted)?;
+    Some(unless_expiring(
+        headers,
+        DivertKind::Fragment,
+        entry.handle,
+        false,
+    ))
+}
+
+/// "Too big" about a packet between a terminal and its peer that may be IPsec (RFC 792, RFC 4443 §3.2). It is for one of
+/// the two: the destination's entry, or that of the other end of the packet it quotes.
+#[inline(always)]
+fn too_big<P: Packet + ?Sized, T: Tables>(packet: &P, headers: &Headers, tables: &T) -> Option<Verdict> {
+    /// ICMP header.
+    const ICMP: usize = 8;
+    let at = headers.l4_offset as usize;
+    let kind = packet.window::<2>(at)?.be16(0);
+    let (wanted, quoted, len) = if headers.v4 {
+        (0x0304, packet.window::<20>(at + ICMP)?, 20)
+    } else {
+        (0x0200, packet.window::<20>(at + ICMP + 20)?, 40)
+    };
+    if kind != wanted || at + ICMP + len > headers.end as usize {
+        return None;
+    }
+    let other = if headers.v4 {
+        if !matches!(quoted.u8(9), protocol::UDP | protocol::ESP | protocol::AH) {
+            return None;
+        }
+        Address::mapped(quoted.word(16))
+    } else {
+        // The destination is the last of the 40 bytes; extension headers are left to user space.
+        Address {
+            words: [quoted.word(4), quoted.word(8), quoted.word(12), quoted.word(16)],
+        }
+    };
+    let entry = match tables.profile(&headers.destination) {
+        Some(entry) => entry,
+        None => tables.profile(&other)?,
+    };
+    if entry.flags & (DIVERT_ESP | DIVERT_AH) == 0 {
+        return None;
+    }
+    Some(unless_expiring(headers, DivertKind::TooBig, entry.handle, false))
+}
+
 /// The entry for `terminal`, or the one for the pair where the terminal's entry asks for it.
 #[inline(always)]
 fn effective<'a, T: Tables>(tables: &'a T, terminal: &Address, peer: &Address) -> Option<&'a ProfileEntry> {
@@ -192,7 +256,16 @@ fn divert(kind: DivertKind, handle: u64, from_terminal: bool) -> Verdict {
 /// Packets user space would forward need a hop left; without one, the kernel answers with ICMP.
 #[inline(always)]
 fn unless_expiring(headers: &Headers, kind: DivertKind, handle: u64, from_terminal: bool) -> Verdict {
-    if headers.ttl == 1 && matches!(kind, DivertKind::Esp | DivertKind::Ah | DivertKind::NattEsp) {
+    if headers.ttl == 1
+        && matches!(
+            kind,
+            DivertKind::Esp
+                | DivertKind::Ah
+                | DivertKind::NattEsp
+                | DivertKind::Fragment
+                | DivertKind::TooBig
+        )
+    {
         Verdict::NotOurs(PassReason::TtlExpiring)
     } else {
         divert(kind, handle, from_terminal)

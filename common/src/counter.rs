@@ -48,6 +48,8 @@ outcomes! {
         NattIke = "natt_ike", "IKE message with non-ESP marker for a served terminal";
         NattKeepalive = "natt_keepalive", "NAT keepalive of a served terminal or its peer";
         ToGateway = "to_gateway", "message addressed to the gateway that a condition names";
+        Fragment = "fragment", "fragment that may be IPsec, or IKE, of a served terminal";
+        TooBig = "too_big", "ICMP: a packet of a served terminal or its peer was too big";
     }
 }
 

@@ -86,6 +86,8 @@ drop_reasons! {
     FragmentKept = "fragment_kept", "fragment kept until the rest of its datagram arrives, no loss";
     EcnNotCapable = "ecn_not_capable", "congestion marked outside a packet that is not ECN-capable (RFC 6040 4.2)";
     IcmpNotOurs = "icmp_not_ours", "ICMP error that quotes nothing this SA may have sent";
+    NatKeepalive = "nat_keepalive", "NAT keep-alive (RFC 3948 2.3) of an SA the gateway keeps alive itself, no loss";
+    NoKeyserver = "no_keyserver", "no keyserver is reached: whoever sent the message repeats it";
 }
 
 #[cfg(test)]

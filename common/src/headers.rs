@@ -108,6 +108,8 @@ pub struct Headers {
     pub options: bool,
     /// The packet is a fragment, first or later.
     pub fragment: bool,
+    /// Routers must not cut it: IPv6, or IPv4's "don't fragment".
+    pub whole: bool,
 }
 
 /// Why there are no headers to classify.
@@ -189,6 +191,7 @@ fn parse_v4<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Headers, Re
         v4: true,
         options: header_len > IPV4,
         fragment: ip.be16(6) & 0x3fff != 0,
+        whole: ip.be16(6) & 0x4000 != 0,
     })
 }
 
@@ -228,6 +231,7 @@ fn parse_v6<P: Packet + ?Sized>(packet: &P, offset: usize) -> Result<Headers, Re
         v4: false,
         options: next == protocol::HOP_BY_HOP,
         fragment: false,
+        whole: true,
     };
     walk_extensions(packet, &mut headers)?;
     Ok(headers)

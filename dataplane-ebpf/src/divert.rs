@@ -6,7 +6,7 @@ use towpath_common::DropReason;
 use towpath_common::abi::{
     ABI_VERSION, DivertMeta, META_ACCESS_PORT, META_FROM_TERMINAL, PortInfo, QUEUES_PER_PORT, Role,
 };
-use towpath_common::counter::{DivertKind, FibStatus};
+use towpath_common::counter::{DivertKind, FibStatus, PassReason};
 use towpath_common::headers::Headers;
 
 use crate::Outcome;
@@ -49,6 +49,11 @@ pub fn run(
         return Outcome::Drop(DropReason::NoUserSpace);
     }
     let route = forward::route(ctx, headers);
+    // Larger than the next link takes, and not to be cut: the kernel, which does not forward it either, tells the sender.
+    let passed_on = matches!(kind, DivertKind::Esp | DivertKind::Ah | DivertKind::NattEsp);
+    if passed_on && headers.whole && route.status as u8 == FibStatus::TooBig as u8 {
+        return Outcome::Pass(PassReason::TooBig);
+    }
     // SAFETY: the context of the running program.
     if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(DivertMeta::LEN as i32)) } != 0 {
         return Outcome::Drop(DropReason::NoHeadroom);

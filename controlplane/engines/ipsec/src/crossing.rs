@@ -24,6 +24,7 @@ use crate::ip;
 use crate::lifetime::LifetimeEvent;
 use crate::locate::{self, ESP_LEN, Flow, Located};
 use crate::outbound::Sealed;
+use crate::pmtu::PathMtu;
 
 /// Both directions of an SA pair of class `full` at a gateway.
 ///
@@ -92,6 +93,14 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
         }
     }
 
+    /// Tells the processor that packets are coming; see [`Bridge::announce`].
+    #[inline]
+    pub fn announce(&self, to_peer: bool) {
+        if let Self::Esp(bridge) = self {
+            bridge.announce(to_peer);
+        }
+    }
+
     /// Tells the processor that a packet is coming; see [`Bridge::expect`].
     #[inline]
     pub fn expect(&self, to_peer: bool) {
@@ -155,6 +164,31 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
                 esp(&mut bundle.esp, packet)?;
                 bundle.ah.seal(to_peer, now, packet)
             }
+        }
+    }
+
+    /// As [`Crossing::seal`] whatever the path takes: the caller cuts the packet.
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn seal_whole(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Sealed, DropReason> {
+        let known = self.swap_path_mtu(to_peer, PathMtu::NONE);
+        let sealed = self.seal(to_peer, now, packet, rng);
+        self.swap_path_mtu(to_peer, known);
+        sealed
+    }
+
+    fn swap_path_mtu(&mut self, to_peer: bool, other: PathMtu) -> PathMtu {
+        match self {
+            Self::Esp(bridge) => bridge.sender_mut(to_peer).swap_path_mtu(other),
+            Self::Ah(bridge) => bridge.sender_mut(to_peer).swap_path_mtu(other),
+            Self::EspInAh(bundle) => bundle.ah.sender_mut(to_peer).swap_path_mtu(other),
         }
     }
 
@@ -304,7 +338,8 @@ impl<T: EspTransform, I: IcvTransform> Bundle<T, I> {
             protocol_at: outside.ah_at,
         };
         self.esp.pass(to_peer, now, packet, &inside, rng)?;
-        self.ah.resign(to_peer, now, packet.bytes_mut(), &outside, number, len)
+        self.ah
+            .resign(to_peer, now, packet.bytes_mut(), &outside, number, len)
     }
 
     /// ESP's number must not be spent on a packet that AH then refuses.

@@ -192,11 +192,34 @@ pub fn read_too_big(packet: &[u8]) -> Result<TooBig, DropReason> {
         return Err(not_ours);
     }
     let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-    quoted_numbers(quoted, ip.is_v4(), mtu).ok_or(not_ours)
+    let (told, _) = quoted_numbers(quoted, ip.is_v4(), mtu).ok_or(not_ours)?;
+    Ok(told)
 }
 
-/// The beginning of a packet, as much of it as the router sent back.
-fn quoted_numbers(quoted: &[u8], v4: bool, mtu: u16) -> Option<TooBig> {
+/// Writes `sequence` where the "too big" in `packet` quotes a sequence number, and repairs the checksum: each segment
+/// counts on its own, and the sender shall recognise its packet. `None` and unchanged if [`read_too_big`] refuses it.
+pub fn renumber(packet: &mut [u8], sequence: u32) -> Option<()> {
+    read_too_big(packet).ok()?;
+    let ip = Ip::parse(packet, Walk::ToUpperLayer).ok()?;
+    let message = packet.get_mut(ip.payload_at..ip.end)?;
+    let (_, at) = quoted_numbers(message.get(ICMP_LEN..)?, ip.is_v4(), 1)?;
+    let field = message.get_mut(ICMP_LEN + at + 4..)?.first_chunk_mut::<4>()?;
+    *field = sequence.to_be_bytes();
+    put16(message, 2, 0);
+    let check = match (ip.source, ip.destination) {
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let len = message.len() as u32;
+            let pseudo = pseudo_header_v6(from.octets(), to.octets(), protocol::ICMPV6, len);
+            fold(pseudo.wrapping_add(sum(message)))
+        }
+        _ => checksum(message),
+    };
+    put16(message, 2, check);
+    Some(())
+}
+
+/// The beginning of a packet, as much of it as the router sent back; and where its SPI is.
+fn quoted_numbers(quoted: &[u8], v4: bool, mtu: u16) -> Option<(TooBig, usize)> {
     let version = quoted.first()? >> 4;
     let (source, destination, mut carried, mut at): (IpAddr, IpAddr, u8, usize) = if v4 && version == 4 {
         let header = quoted.first_chunk::<IPV4_LEN>()?;
@@ -236,7 +259,7 @@ fn quoted_numbers(quoted: &[u8], v4: bool, mtu: u16) -> Option<TooBig> {
         protocol::UDP => at + UDP_LEN,
         _ => return None,
     };
-    Some(TooBig {
+    let told = TooBig {
         mtu,
         source,
         destination,
@@ -247,5 +270,6 @@ fn quoted_numbers(quoted: &[u8], v4: bool, mtu: u16) -> Option<TooBig> {
         },
         spi: Spi(be32(quoted, numbers_at).filter(|spi| *spi > 255)?),
         sequence: be32(quoted, numbers_at + 4)?,
-    })
+    };
+    Some((told, numbers_at))
 }

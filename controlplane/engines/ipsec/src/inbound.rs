@@ -143,6 +143,12 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         self.window.size()
     }
 
+    /// Where a part of it lies that every packet needs.
+    #[inline]
+    pub(crate) const fn spi_ref(&self) -> &Spi {
+        &self.spi
+    }
+
     /// SPI of the packets it opens.
     pub const fn spi(&self) -> Spi {
         self.spi

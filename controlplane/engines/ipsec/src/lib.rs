@@ -11,6 +11,7 @@
 //! | [`inbound`] | ESP packet → plain IP packet |
 //! | [`ah`] | AH (RFC 4302), both halves, and its bridge |
 //! | [`bridge`] | one segment's ESP packet → the other segment's, without moving a byte |
+//! | `crossing` | ESP, AH or both at a gateway, behind one face (feature `tables`, for it allocates) |
 //! | [`shared`] | an SA whose keys the gateway shares with both ends |
 //! | [`inspect`] | looking inside with the cipher key alone |
 //! | [`highwater`] | sequence numbers that are stored before they are used |
@@ -19,6 +20,7 @@
 //! | [`keepalive`] | keep-alives of UDP encapsulation |
 //! | [`lifetime`] | limits in time and bytes, soft and hard |
 //! | `sad`, `spd` | the databases of SAs and policies (feature `tables`, with `alloc`) |
+//! | `slots` | which SA a packet needs, asked ahead of time (feature `tables`) |
 //! | [`soft`] | the algorithms in portable software |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -29,6 +31,8 @@ extern crate alloc;
 pub mod ah;
 pub mod bridge;
 mod checksum;
+#[cfg(feature = "tables")]
+pub mod crossing;
 mod ends;
 pub mod fragment;
 pub mod highwater;
@@ -48,6 +52,8 @@ pub mod reassembly;
 pub mod sad;
 mod shape;
 pub mod shared;
+#[cfg(feature = "tables")]
+pub mod slots;
 #[cfg(feature = "soft")]
 pub mod soft;
 #[cfg(feature = "tables")]
@@ -56,6 +62,8 @@ pub mod spd;
 pub use ah::{AhBridge, AhInbound, AhOutbound};
 pub use bridge::Bridge;
 pub use checksum::ChecksumRepair;
+#[cfg(feature = "tables")]
+pub use crossing::Crossing;
 pub use highwater::Reserved;
 pub use inbound::{InboundSa, Opened};
 pub use lifetime::LifetimeEvent;

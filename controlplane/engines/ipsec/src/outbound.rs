@@ -117,6 +117,12 @@ impl<T: EspTransform> OutboundSa<T> {
         }
     }
 
+    /// Where a part of it lies that every packet needs.
+    #[inline]
+    pub(crate) const fn spi_ref(&self) -> &Spi {
+        &self.spi
+    }
+
     /// SPI of the packets it makes.
     pub const fn spi(&self) -> Spi {
         self.spi
@@ -203,6 +209,11 @@ impl<T: EspTransform> OutboundSa<T> {
     /// The path MTU, configured and learnt.
     pub const fn path_mtu(&self) -> &PathMtu {
         &self.path_mtu
+    }
+
+    /// Takes another path MTU, and gives the present one back: for a packet that is to be cut afterwards.
+    pub(crate) const fn swap_path_mtu(&mut self, other: PathMtu) -> PathMtu {
+        core::mem::replace(&mut self.path_mtu, other)
     }
 
     /// What tunnel mode takes over into the outer header.

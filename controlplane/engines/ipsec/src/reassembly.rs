@@ -63,6 +63,7 @@ pub struct Reassembler {
     slots: BTreeMap<Key, Slot>,
     bytes: usize,
     displaced: u64,
+    longest: usize,
 }
 
 /// What fragments of one datagram have in common.
@@ -83,6 +84,8 @@ struct Slot {
     /// Headers of the first fragment, without its fragment header.
     head: Option<Vec<u8>>,
     total: Option<usize>,
+    /// Bytes of the longest fragment, its headers included.
+    longest: usize,
     congested: bool,
     not_capable: bool,
     /// Overlapped: everything else of it is refused until the deadline.
@@ -96,6 +99,8 @@ struct Fragment<'a> {
     more: bool,
     head: Head<'a>,
     data: &'a [u8],
+    /// Of the whole packet.
+    len: usize,
     ecn: u8,
 }
 
@@ -114,6 +119,7 @@ impl Reassembler {
             slots: BTreeMap::new(),
             bytes: 0,
             displaced: 0,
+            longest: 0,
         }
     }
 
@@ -135,6 +141,11 @@ impl Reassembler {
     /// Half datagrams given up for younger ones.
     pub const fn displaced(&self) -> u64 {
         self.displaced
+    }
+
+    /// Longest fragment, in bytes with its IP header, of the datagram completed last: an MTU its path takes.
+    pub const fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Takes an IP packet that starts at the first byte of `packet`.
@@ -160,6 +171,7 @@ impl Reassembler {
         added?;
         if slot.is_complete() {
             let whole = self.take(&fragment.key).ok_or(DropReason::ReassemblyLimit)?;
+            self.longest = whole.longest;
             return whole.assemble().map(Outcome::Complete);
         }
         while self.bytes > self.limits.bytes {
@@ -228,6 +240,7 @@ impl Slot {
             pieces: Vec::new(),
             head: None,
             total: None,
+            longest: 0,
             congested: false,
             not_capable: false,
             refused: false,
@@ -277,6 +290,7 @@ impl Slot {
         if start == 0 {
             self.head = Some(fragment.head.without_fragment_header());
         }
+        self.longest = self.longest.max(fragment.len);
         self.congested |= fragment.ecn == 0b11;
         self.not_capable |= fragment.ecn == 0;
         self.pieces.insert(at, (start, fragment.data.to_vec()));
@@ -368,6 +382,7 @@ impl<'a> Fragment<'a> {
                 next: None,
             },
             data: packet.get(ip.payload_at..ip.end)?,
+            len: ip.end,
             ecn: ip.tos & 0b11,
         })
     }
@@ -399,6 +414,7 @@ impl<'a> Fragment<'a> {
                 next: Some((named_at, header[0])),
             },
             data: packet.get(at + 8..ip.end)?,
+            len: ip.end,
             ecn: ip.tos & 0b11,
         })
     }

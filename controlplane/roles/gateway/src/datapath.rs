@@ -10,29 +10,40 @@
 //! Both segments use the SPIs the peer negotiated, so a packet between two terminals of one gateway
 //! simply passes both tables, one after the other (K10).
 
+mod ahead;
+mod installed;
+mod outside;
 mod relayed;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use slab::Slab;
-use towpath_base::crypto::{EspProvider, EspTransform, InspectProvider, InvalidKey, Rng};
+use towpath_base::crypto::{
+    EspProvider, EspTransform, IcvProvider, IcvTransform, InspectProvider, InvalidKey, Rng,
+};
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
-use towpath_fabric::{GatewayKeys, GatewaySa};
-use towpath_ipsec::bridge::{Bridge, LifetimeEvent};
-use towpath_ipsec::highwater::Reserved;
+use towpath_fabric::GatewaySa;
+use towpath_ipsec::Crossing;
+use towpath_ipsec::ah;
+use towpath_ipsec::bridge::LifetimeEvent;
 use towpath_ipsec::locate::{self, Located};
+use towpath_ipsec::reassembly::{Limits, Reassembler};
 use towpath_ipsec::shared::{Passed, SharedBridge, SharedStart, Stage, Wanted};
 use towpath_ipsec::spd::Spd;
 use towpath_tcp::IsnSecret;
 use towpath_tcp::relay::Side;
-use towpath_tcp::relay::rules::Class as RelayClass;
 
+pub use ahead::Expected;
+use ahead::Table;
 use watch::Watch;
 pub use watch::{Tap, TapPoint, Tapped};
 
+use installed::{Made, Quiet};
+use outside::Cut;
+pub use outside::Extra;
 use relayed::{Inspecting, Place, opened};
 
 use crate::relay::{Egress, Relay, RelayConfig};
@@ -57,6 +68,8 @@ pub enum Disposition {
     Forward,
     /// The TCP relay has it; what it says to that comes from [`Datapath::relay_transmit`].
     Taken,
+    /// What comes of it, if anything, is in [`Datapath::poll_extra`].
+    Queued,
     /// Count and drop.
     Drop(DropReason),
 }
@@ -129,11 +142,16 @@ pub struct SaCounters {
     pub stages: Option<[Stage; 2]>,
 }
 
-struct Entry<T, D> {
+/// Everything the gateway asks of a provider of algorithms.
+pub trait Suites: EspProvider + InspectProvider + IcvProvider {}
+
+impl<P: EspProvider + InspectProvider + IcvProvider> Suites for P {}
+
+struct Entry<T, I, D> {
     subscriber: SubscriberHandle,
     key: SaKey,
     /// `None` for class `none`: the keys are not here.
-    bridge: Option<Bridge<T>>,
+    bridge: Option<Crossing<T, I>>,
     /// Class `inspect`, if anything is to be looked at.
     inspecting: Option<Box<Inspecting<D>>>,
     /// Class `full` under the end-to-end keys.
@@ -143,6 +161,8 @@ struct Entry<T, D> {
     counters: SaCounters,
     /// Its pair in the relay.
     pair: Option<usize>,
+    /// Behind UDP the gateway keeps the mapping of a NAT alive.
+    quiet: Option<Quiet>,
 }
 
 /// How a packet came.
@@ -162,15 +182,23 @@ pub struct Departure {
 }
 
 /// The SAs of one worker.
-pub struct Datapath<P: EspProvider + InspectProvider> {
+pub struct Datapath<P: Suites> {
     provider: P,
-    entries: Slab<Entry<P::Transform, P::Decryptor>>,
-    to_peer: HashMap<(IpAddr, IpAddr, Spi), usize>,
-    to_terminal: HashMap<(IpAddr, Spi), usize>,
+    entries: Slab<Entry<P::Transform, P::Icv, P::Decryptor>>,
+    to_peer: Table<(IpAddr, IpAddr, Spi)>,
+    to_terminal: Table<(IpAddr, Spi)>,
     notices: Vec<Notice>,
     limit: usize,
     relay: Option<Relay>,
     watch: Watch,
+    /// Fragments of protected packets whose rest has not come yet.
+    reassembler: Reassembler,
+    /// Packets beside those that came.
+    extra: VecDeque<Extra>,
+    /// Names of the datagrams cut here.
+    fragment_id: u32,
+    /// Half datagrams given up since the last [`Datapath::take_timeouts`].
+    timeouts: usize,
 }
 
 /// Why an SA could not be installed.
@@ -184,18 +212,22 @@ pub enum InstallError {
     Window,
 }
 
-impl<P: EspProvider + InspectProvider> Datapath<P> {
+impl<P: Suites> Datapath<P> {
     /// No SAs yet, at most `limit` of them ever.
     pub fn new(provider: P, limit: usize) -> Self {
         Self {
             provider,
             entries: Slab::new(),
-            to_peer: HashMap::default(),
-            to_terminal: HashMap::default(),
+            to_peer: Table::default(),
+            to_terminal: Table::default(),
             notices: Vec::with_capacity(MAX_NOTICES),
             limit,
             relay: None,
             watch: Watch::default(),
+            reassembler: Reassembler::new(Limits::default()),
+            extra: VecDeque::new(),
+            fragment_id: 0,
+            timeouts: 0,
         }
     }
 
@@ -233,51 +265,7 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
         };
-        let (mut shared, mut inspecting) = (None, None);
-        let class = match &sa.keys {
-            GatewayKeys::Full { .. } | GatewayKeys::Ah(_) | GatewayKeys::EspInAh { .. } => RelayClass::Full,
-            GatewayKeys::Inspect(_) => RelayClass::Inspect,
-            GatewayKeys::None | GatewayKeys::Shared { .. } | GatewayKeys::AhShared { .. } => {
-                RelayClass::None
-            }
-        };
-        let mut bridge = match &sa.keys {
-            GatewayKeys::None
-            | GatewayKeys::Ah(_)
-            | GatewayKeys::AhShared { .. }
-            | GatewayKeys::EspInAh { .. } => None,
-            GatewayKeys::Inspect(keys) => {
-                let made = Inspecting::new(&self.provider, keys);
-                inspecting = Some(Box::new(made.map_err(InstallError::Key)?));
-                None
-            }
-            GatewayKeys::Shared { sa: ends } => {
-                // Without a store behind it no number may be used: it stays in probation.
-                let start = start.copied().unwrap_or_default();
-                let made = SharedBridge::new(&self.provider, now, ends, &start.to_peer, &start.to_terminal);
-                shared = Some(Box::new(made.map_err(InstallError::Key)?));
-                None
-            }
-            GatewayKeys::Full {
-                peer,
-                segment_in,
-                segment_out,
-            } => Some(
-                Bridge::new(&self.provider, now, peer, segment_in, segment_out).map_err(InstallError::Key)?,
-            ),
-        };
-        if let (Some(bridge), Some(start)) = (&mut bridge, start) {
-            let reserved = |start: &SharedStart| Reserved::above(start.stored, start.limit);
-            bridge.start_reserved(reserved(&start.to_peer), reserved(&start.to_terminal));
-        }
-        if let Some(packets) = start.and_then(|start| start.replay_window) {
-            let chosen = match (&mut bridge, &mut shared) {
-                (Some(bridge), _) => bridge.set_replay_window(packets.into()),
-                (None, Some(shared)) => shared.set_replay_window(packets.into()),
-                (None, None) => Some(()),
-            };
-            chosen.ok_or(InstallError::Window)?;
-        }
+        let made = Made::of(&self.provider, now, &sa.keys, start)?;
         self.remove(&key);
         if self.entries.len() >= self.limit {
             return Err(InstallError::Full);
@@ -286,15 +274,16 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         let slot = self.entries.insert(Entry {
             subscriber: sa.subscriber,
             key,
-            bridge,
-            inspecting,
-            shared,
+            bridge: made.crossing,
+            inspecting: made.inspecting,
+            shared: made.shared,
             asked: start.map(|_| [None; 2]),
             counters,
             pair: None,
+            quiet: made.encap.map(|encap| Quiet { encap, since: now }),
         });
         if let (Some(relay), Some(entry)) = (&mut self.relay, self.entries.get_mut(slot)) {
-            entry.pair = Some(relay.add_sa(sa.subscriber, sa.local, sa.remote, slot, class));
+            entry.pair = Some(relay.add_sa(sa.subscriber, sa.local, sa.remote, slot, made.class));
         }
         self.to_peer.insert((sa.local, sa.remote, sa.spi_out), slot);
         self.to_terminal.insert((sa.local, sa.spi_in), slot);
@@ -337,7 +326,7 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
     /// What a sender [asked](Notice::Reserve) to have stored is stored.
     pub fn grant(&mut self, key: &SaKey, to_peer: bool, wanted: &Wanted) {
         let slot = self.to_peer.get(&(key.local, key.remote, key.spi_out));
-        let Some(entry) = slot.and_then(|slot| self.entries.get_mut(*slot)) else {
+        let Some(entry) = slot.and_then(|slot| self.entries.get_mut(slot)) else {
             return;
         };
         if let Some(bridge) = &mut entry.bridge {
@@ -361,6 +350,8 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         if let Some(relay) = &mut self.relay {
             relay.tick(now);
         }
+        self.timeouts += self.reassembler.expire(now);
+        self.keep_alive(now);
         for (_, entry) in &mut self.entries {
             if let Some(bridge) = &mut entry.bridge {
                 bridge.tick(now);
@@ -384,7 +375,7 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         }
     }
 
-    /// Works on one ESP (or UDP-encapsulated ESP) packet in place; `packet` starts at the IP header.
+    /// Works on one packet of ESP (raw or behind UDP) or AH in place; `packet` starts at the IP header.
     pub fn process(
         &mut self,
         now: Instant,
@@ -395,6 +386,7 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         match self.bridge_packet(now, arrival, packet, rng) {
             Ok(Passage::Onward) => Disposition::Forward,
             Ok(Passage::Taken) => Disposition::Taken,
+            Ok(Passage::Queued) => Disposition::Queued,
             Err(reason) => Disposition::Drop(reason),
         }
     }
@@ -406,17 +398,16 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
     ) -> Result<Passage, DropReason> {
-        let Located {
+        let Outside {
             source,
             destination,
             spi,
-            ..
-        } = locate::esp(packet.bytes())?;
+        } = Outside::of(packet.bytes())?;
         if arrival.from_access {
             match self.to_peer.get(&(source, destination, spi)) {
-                Some(&slot) => {
+                Some(slot) => {
                     let passage = self.through(slot, Side::Terminal, now, arrival.egress, packet, rng)?;
-                    if passage == Passage::Taken {
+                    if passage != Passage::Onward {
                         return Ok(passage);
                     }
                 }
@@ -424,7 +415,7 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
             }
         }
         match self.to_terminal.get(&(destination, spi)) {
-            Some(&slot) => self.through(slot, Side::Network, now, arrival.egress, packet, rng),
+            Some(slot) => self.through(slot, Side::Network, now, arrival.egress, packet, rng),
             None => Ok(Passage::Onward),
         }
     }
@@ -450,20 +441,27 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
                 from,
                 egress,
             };
+            let to_peer = from == Side::Terminal;
+            let tight = bridge
+                .path_mtu(to_peer, now)
+                .is_some_and(|mtu| packet.len() > mtu.into());
+            let mut cut = Cut {
+                extra: &mut self.extra,
+                id: &mut self.fragment_id,
+            };
             passage = match (&mut self.relay, entry.pair) {
                 (Some(relay), Some(pair)) if relay.looks_at(pair) => {
                     let relay = Some((relay, pair));
-                    opened(relay, &mut self.watch, bridge, place, now, packet, rng)
+                    opened(relay, &mut self.watch, &mut cut, bridge, place, now, packet, rng)
                 }
-                _ if self.watch.wants_plain(&entry.key) => {
-                    opened(None, &mut self.watch, bridge, place, now, packet, rng)
+                _ if tight || self.watch.wants_plain(&entry.key) => {
+                    opened(None, &mut self.watch, &mut cut, bridge, place, now, packet, rng)
                 }
-                _ => match from {
-                    Side::Terminal => bridge.to_peer(now, packet, rng),
-                    Side::Network => bridge.to_terminal(now, packet, rng),
-                }
-                .map(|()| Passage::Onward),
+                _ => bridge.pass(to_peer, now, packet, rng).map(|()| Passage::Onward),
             };
+            if let Some(quiet) = entry.quiet.as_mut().filter(|_| to_peer && passage.is_ok()) {
+                quiet.since = now;
+            }
             tell_limit(
                 &mut self.notices,
                 entry.subscriber,
@@ -528,6 +526,48 @@ enum Passage {
     Onward,
     /// The relay has it.
     Taken,
+    /// It is among the extra packets, or one that answers it.
+    Queued,
+}
+
+/// Who a protected packet is from and for, as anybody on the way can see.
+struct Outside {
+    source: IpAddr,
+    destination: IpAddr,
+    spi: Spi,
+}
+
+impl Outside {
+    #[inline]
+    fn of(packet: &[u8]) -> Result<Self, DropReason> {
+        match locate::esp(packet) {
+            Ok(Located {
+                source,
+                destination,
+                spi,
+                ..
+            }) => Ok(Self {
+                source,
+                destination,
+                spi,
+            }),
+            // Neither ESP nor UDP.
+            Err(DropReason::EspMalformed) => {
+                let ah::LocatedAh {
+                    source,
+                    destination,
+                    spi,
+                    ..
+                } = ah::locate(packet)?;
+                Ok(Self {
+                    source,
+                    destination,
+                    spi,
+                })
+            }
+            Err(reason) => Err(reason),
+        }
+    }
 }
 
 /// A notice that waits already, or finds no room, is not added: whatever caused it will cause it again.
@@ -538,7 +578,7 @@ fn tell(notices: &mut Vec<Notice>, notice: Notice) {
 }
 
 /// Tells what the senders want stored, each wish once.
-fn ask<T: EspTransform, D>(notices: &mut Vec<Notice>, entry: &mut Entry<T, D>) {
+fn ask<T: EspTransform, I: IcvTransform, D>(notices: &mut Vec<Notice>, entry: &mut Entry<T, I, D>) {
     let wanted = match (&entry.bridge, &entry.shared) {
         (Some(bridge), _) => bridge
             .wanted()

@@ -18,7 +18,9 @@ use towpath_base::sa::{Class, EspSuite};
 use towpath_base::{Key, Spi, SubscriberHandle};
 use towpath_fabric::{AhSegments, GatewayKeys, GatewaySa, InspectKeys};
 use towpath_ipsec::highwater::BLOCK;
-use towpath_ipsec::sad::{AhParameters, AtLimit, EspParameters, IvRule, Overflow, SaMode, Sad, SadEntry, SadError};
+use towpath_ipsec::sad::{
+    AhParameters, AtLimit, EspParameters, IvRule, Overflow, SaMode, Sad, SadEntry, SadError,
+};
 use towpath_ipsec::shared::{SharedStart, Wanted};
 use towpath_ipsec::spd::{Spd, SpdError};
 use towpath_store::{KeyPrint, Ledger, Mark, Shelf, StoreError};

@@ -25,7 +25,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
 use towpath_afxdp::{Engine, Frame, PortId, Sockets, Statistics};
-use towpath_base::crypto::{EspProvider, InspectProvider, Rng};
+use towpath_base::crypto::Rng;
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_common::abi::DivertMeta;
@@ -42,13 +42,16 @@ use zerocopy::{FromBytes, IntoBytes};
 pub use counters::Counters;
 
 use crate::datapath::{
-    Arrival, Datapath, Departure, Disposition, Notice, SaCounters, SaKey, StoredStart, Tap,
+    Arrival, Datapath, Departure, Disposition, Expected, Extra, Notice, SaCounters, SaKey, StoredStart,
+    Suites, Tap,
 };
 use crate::relay::{Egress, FlowView, RelayTotals};
 use crate::stored::Installation;
 
 /// Packets taken from one port at a time.
 const BATCH: usize = 64;
+/// Packets whose SAs are asked for ahead of the one that is worked on: what memory takes while a few packets are sealed.
+const AHEAD: usize = 4;
 /// Longest sleep: SAs are looked at for limits in time this often.
 const TICK: Duration = Duration::from_secs(1);
 /// Packets of the relay sent before new ones are received.
@@ -116,7 +119,7 @@ pub struct Worker {
 }
 
 /// What a worker is made of.
-pub struct Parts<P: EspProvider + InspectProvider, R> {
+pub struct Parts<P: Suites, R> {
     /// Opened sockets of all ports.
     pub sockets: Sockets,
     /// The SAs.
@@ -135,8 +138,9 @@ impl Worker {
     /// Starts the thread.
     pub fn spawn<P, R>(parts: Parts<P, R>) -> io::Result<Self>
     where
-        P: EspProvider + InspectProvider + Send + 'static,
+        P: Suites + Send + 'static,
         P::Transform: Send,
+        P::Icv: Send,
         P::Decryptor: Send,
         R: Rng + Send + 'static,
     {
@@ -260,7 +264,7 @@ impl Drop for Worker {
     }
 }
 
-struct Loop<P: EspProvider + InspectProvider, R> {
+struct Loop<P: Suites, R> {
     engine: Engine,
     ports: Vec<PortId>,
     path: Path<P, R>,
@@ -269,9 +273,10 @@ struct Loop<P: EspProvider + InspectProvider, R> {
     clock: fn() -> Instant,
 }
 
-impl<P: EspProvider + InspectProvider, R: Rng> Loop<P, R> {
+impl<P: Suites, R: Rng> Loop<P, R> {
     fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
+        let mut ahead = Vec::with_capacity(BATCH);
         let mut next_tick = (self.clock)() + TICK;
         loop {
             let now = (self.clock)();
@@ -287,14 +292,18 @@ impl<P: EspProvider + InspectProvider, R: Rng> Loop<P, R> {
                 if got > 0 {
                     running &= self.obey(now);
                 }
-                for frame in batch.drain(..) {
+                self.path.look_ahead(&batch, &mut ahead);
+                for (index, frame) in batch.drain(..).enumerate() {
+                    self.path.expect(ahead.get(index + AHEAD));
                     self.path.handle(now, &mut self.engine, frame);
                 }
             }
             let held_up = self.path.relay((self.clock)(), &mut self.engine);
+            self.path.send_extra(&mut self.engine);
             self.engine.flush();
             if now >= next_tick {
                 self.path.datapath.tick(now);
+                self.path.send_extra(&mut self.engine);
                 next_tick = now + TICK;
             }
             self.path.report();
@@ -360,7 +369,7 @@ impl<P: EspProvider + InspectProvider, R: Rng> Loop<P, R> {
 }
 
 /// What happens to one frame.
-struct Path<P: EspProvider + InspectProvider, R> {
+struct Path<P: Suites, R> {
     datapath: Datapath<P>,
     rng: R,
     kernel: RawIpSender,
@@ -368,7 +377,7 @@ struct Path<P: EspProvider + InspectProvider, R> {
     counters: Arc<Counters>,
 }
 
-impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
+impl<P: Suites, R: Rng> Path<P, R> {
     fn handle(&mut self, now: Instant, engine: &mut Engine, mut frame: Frame) {
         let Some((meta, kind)) = frame.meta().and_then(|meta| Some((meta, meta.divert_kind()?))) else {
             self.counters.dropped(DropReason::NotServed);
@@ -384,12 +393,9 @@ impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
                 }
                 return;
             }
-            DivertKind::Esp | DivertKind::NattEsp => self.protect(now, &meta, &mut frame),
-            // AH is not bridged yet, and a keep-alive means something only to the ends.
-            DivertKind::Ah | DivertKind::NattKeepalive => {
-                let strip = |packet: &mut PacketBuf<'_>| packet.strip_front(l3(&meta));
-                let stripped = frame.edit(strip).ok_or(DropReason::Truncated);
-                stripped.map(|()| Disposition::Forward)
+            DivertKind::Esp | DivertKind::NattEsp | DivertKind::Ah => self.protect(now, &meta, &mut frame),
+            DivertKind::NattKeepalive | DivertKind::Fragment | DivertKind::TooBig => {
+                self.beside(now, &meta, kind, &mut frame)
             }
         };
         match outcome {
@@ -397,8 +403,97 @@ impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
             Ok(Disposition::Taken) => {
                 self.counters.relay_in.fetch_add(1, Ordering::Relaxed);
             }
+            Ok(Disposition::Queued) => {}
             Ok(Disposition::Drop(reason)) => self.counters.dropped(reason),
             Err(reason) => self.counters.dropped(reason),
+        }
+        self.send_extra(engine);
+    }
+
+    /// Fragments, errors and keep-alives.
+    fn beside(
+        &mut self,
+        now: Instant,
+        meta: &DivertMeta,
+        kind: DivertKind,
+        frame: &mut Frame,
+    ) -> Result<Disposition, DropReason> {
+        let Self { datapath, rng, .. } = self;
+        let (arrival, flags) = (arrival(meta), meta.flags.get());
+        let from_terminal = flags & towpath_common::abi::META_FROM_TERMINAL != 0;
+        frame.edit(|packet| {
+            packet.strip_front(l3(meta)).ok_or(DropReason::Truncated)?;
+            Ok(match kind {
+                DivertKind::Fragment => {
+                    datapath.process_fragment(now, arrival, from_terminal, packet.bytes(), rng)
+                }
+                DivertKind::TooBig => datapath.process_too_big(now, packet.bytes_mut()),
+                _ => datapath.process_keep_alive(packet.bytes()),
+            })
+        })
+    }
+
+    /// Sends what did not come as it goes.
+    fn send_extra(&mut self, engine: &mut Engine) {
+        while let Some(extra) = self.datapath.poll_extra() {
+            match extra {
+                Extra::Control(packet) => {
+                    let subscriber = None;
+                    let message = FromWorker::Packet { subscriber, packet };
+                    match self.control.try_send(message) {
+                        Ok(()) => {
+                            self.counters.to_control.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(_) => self.counters.dropped(DropReason::ControlQueueFull),
+                    }
+                }
+                Extra::Send { packet, egress } => {
+                    let frame = engine.has_room(1).then(|| engine.allocate()).flatten();
+                    let filled = frame.and_then(|mut frame| {
+                        let fill = |room: &mut PacketBuf<'_>| {
+                            room.grow_back(packet.len())?.copy_from_slice(&packet);
+                            Some(())
+                        };
+                        frame.edit(fill).map(|()| frame)
+                    });
+                    match filled {
+                        Some(frame) => self.send(engine, egress, frame),
+                        None => self.through_kernel(&packet),
+                    }
+                }
+            }
+        }
+        for _ in 0..self.datapath.take_timeouts() {
+            self.counters.dropped(DropReason::ReassemblyTimeout);
+        }
+    }
+
+    /// Finds the SAs a batch will need, and asks for the first ones.
+    fn look_ahead(&self, batch: &[Frame], ahead: &mut Vec<Option<Expected>>) {
+        ahead.clear();
+        // A packet that comes alone has nothing to be worked on meanwhile.
+        if batch.len() > 1 {
+            ahead.extend(batch.iter().map(|frame| self.find(frame)));
+        }
+        for expected in ahead.iter().flatten() {
+            self.datapath.announce(*expected);
+        }
+        for expected in ahead.iter().take(AHEAD) {
+            self.expect(Some(expected));
+        }
+    }
+
+    fn find(&self, frame: &Frame) -> Option<Expected> {
+        let meta = frame.meta()?;
+        let esp = matches!(meta.divert_kind()?, DivertKind::Esp | DivertKind::NattEsp);
+        let from_access = meta.flags.get() & towpath_common::abi::META_ACCESS_PORT != 0;
+        let packet = frame.bytes().get(l3(&meta)..).filter(|_| esp)?;
+        self.datapath.find(from_access, packet)
+    }
+
+    fn expect(&self, expected: Option<&Option<Expected>>) {
+        if let Some(Some(expected)) = expected {
+            self.datapath.expect(*expected);
         }
     }
 
@@ -426,10 +521,7 @@ impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
         frame: &mut Frame,
     ) -> Result<Disposition, DropReason> {
         let Self { datapath, rng, .. } = self;
-        let arrival = Arrival {
-            from_access: meta.flags.get() & towpath_common::abi::META_ACCESS_PORT != 0,
-            egress: egress(meta),
-        };
+        let arrival = arrival(meta);
         frame.edit(|packet| {
             packet.strip_front(l3(meta)).ok_or(DropReason::Truncated)?;
             Ok(datapath.process(now, arrival, packet, rng))
@@ -488,7 +580,11 @@ impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
     }
 
     fn through_kernel(&self, packet: &[u8]) {
-        match self.kernel.send(packet) {
+        match self
+            .kernel
+            .send(packet)
+            .or_else(|error| self.in_pieces(packet, error))
+        {
             Ok(()) => {
                 self.counters.through_kernel.fetch_add(1, Ordering::Relaxed);
             }
@@ -498,6 +594,31 @@ impl<P: EspProvider + InspectProvider, R: Rng> Path<P, R> {
                 SendError::Malformed | SendError::NoRoute | SendError::Io(_) => DropReason::NoRoute,
             }),
         }
+    }
+
+    /// A packet larger than the next link takes that may be cut: in pieces every path takes (the kernel cuts none that
+    /// brings its own header). One that may not be cut never comes here: the classifier leaves it to the kernel.
+    fn in_pieces(&self, packet: &[u8], error: SendError) -> Result<(), SendError> {
+        let mtus: &[u16] = match error {
+            SendError::TooBig => &[1280, 576],
+            _ => &[],
+        };
+        let mut last = error;
+        for mtu in mtus {
+            let Ok(mut fragments) = towpath_ipsec::fragment::fragments(packet, *mtu, 0) else {
+                continue;
+            };
+            let mut buffer = [0; 1280];
+            let mut sent = Ok(());
+            while let Some(len) = fragments.write_next(&mut buffer).filter(|_| sent.is_ok()) {
+                sent = self.kernel.send(buffer.get(..len).unwrap_or_default());
+            }
+            match sent {
+                Ok(()) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     fn install(&mut self, now: Instant, sa: &GatewaySa, start: Option<&StoredStart>) {
@@ -529,6 +650,13 @@ fn l3(meta: &DivertMeta) -> usize {
     usize::from(meta.l3_offset.get())
 }
 
+fn arrival(meta: &DivertMeta) -> Arrival {
+    Arrival {
+        from_access: meta.flags.get() & towpath_common::abi::META_ACCESS_PORT != 0,
+        egress: egress(meta),
+    }
+}
+
 /// Where routing sends a packet, if that is known.
 fn egress(meta: &DivertMeta) -> Option<Egress> {
     (meta.fib_status() == FibStatus::Resolved).then(|| Egress {
@@ -540,7 +668,7 @@ fn egress(meta: &DivertMeta) -> Option<Egress> {
 
 /// One hop further (RFC 1812 §5.3.1, RFC 8200 §3). A packet that ends here is dropped: the kernel, which
 /// would answer with ICMP, was not asked because the packet was ours to open.
-fn decrement_ttl(packet: &mut [u8]) -> Result<(), DropReason> {
+pub(crate) fn decrement_ttl(packet: &mut [u8]) -> Result<(), DropReason> {
     match packet.first().map(|first| first >> 4) {
         Some(4) => {
             let (header, _) = Ipv4::mut_from_prefix(packet).map_err(|_| DropReason::Truncated)?;

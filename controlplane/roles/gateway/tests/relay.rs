@@ -321,7 +321,7 @@ impl World {
                 let to = self.addressee(packet.bytes());
                 self.put(to, true, packet.bytes().to_vec());
             }
-            Disposition::Taken => {}
+            Disposition::Taken | Disposition::Queued => {}
             Disposition::Drop(reason) => self.drops.push(reason),
         }
     }

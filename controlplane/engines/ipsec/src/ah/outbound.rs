@@ -150,6 +150,11 @@ impl<I: IcvTransform> AhOutbound<I> {
         &self.path_mtu
     }
 
+    /// Takes another path MTU, and gives the present one back: for a packet that is to be cut afterwards.
+    pub(crate) const fn swap_path_mtu(&mut self, other: PathMtu) -> PathMtu {
+        core::mem::replace(&mut self.path_mtu, other)
+    }
+
     /// What tunnel mode takes over into the outer header.
     pub const fn set_outer_policy(&mut self, policy: OuterPolicy) {
         self.outer = policy;

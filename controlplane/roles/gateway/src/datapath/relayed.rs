@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use towpath_base::crypto::{EspDecryptor, EspProvider, EspTransform, InspectProvider, InvalidKey, Rng};
+use towpath_base::crypto::{EspDecryptor, EspTransform, IcvTransform, InspectProvider, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_common::wire::protocol;
 use towpath_fabric::InspectKeys;
-use towpath_ipsec::bridge::Bridge;
+use towpath_ipsec::crossing::Crossing;
 use towpath_ipsec::inspect::Inspector;
 use towpath_ipsec::locate::Flow;
 use towpath_tcp::relay::Side;
 use towpath_tcp::relay::rules::Rules;
 
+use super::outside::{self, Cut};
 use super::watch::Watch;
-use super::{Datapath, Departure, Passage, SaKey, tell_limit};
+use super::{Datapath, Departure, Passage, SaKey, Suites, tell_limit};
 use crate::relay::{Egress, Fate, FlowView, Relay, RelayTotals, Room, Spoken};
 
 /// Longest ESP trailer: padding, pad length, next header, ICV, bytes.
@@ -23,7 +24,7 @@ const MAX_TRAILER: usize = 64;
 /// Longest packet looked into, bytes.
 const MAX_LOOK: usize = 9_216;
 
-impl<P: EspProvider + InspectProvider> Datapath<P> {
+impl<P: Suites> Datapath<P> {
     /// The relay's next packet, sealed into `packet`, which must be empty and have its rooms around it. `None`
     /// when nothing is to be sent now; an error is one packet lost, and there may be more.
     pub fn relay_transmit(
@@ -57,12 +58,10 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         let Self { relay, entries, .. } = self;
         let relay = relay.as_ref().ok_or(DropReason::RelayNoSa)?;
         let flow = Flow::of(packet.bytes())?;
+        let to_peer = spoken.to == Side::Network;
         let fits = |slot| {
             let bridge = entries.get(slot).and_then(|entry| entry.bridge.as_ref());
-            bridge.is_some_and(|bridge| match spoken.to {
-                Side::Terminal => bridge.terminal_sender().admits(&flow),
-                Side::Network => bridge.peer_sender().admits(&flow),
-            })
+            bridge.is_some_and(|bridge| bridge.admits(to_peer, &flow))
         };
         let slot = relay
             .carrier(spoken.pair, spoken.to, fits)
@@ -70,10 +69,17 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         let egress = relay.egress(now, spoken.pair, spoken.to);
         let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
         let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
-        match spoken.to {
-            Side::Terminal => bridge.seal_to_terminal(now, packet, rng)?,
-            Side::Network => bridge.seal_to_peer(now, packet, rng)?,
+        let pieces = match bridge.seal(to_peer, now, packet, rng) {
+            // Made before the path was known to be so narrow: nobody can be told, so it is cut outside.
+            Err(DropReason::TooBig) => {
+                bridge.seal_whole(to_peer, now, packet, rng)?;
+                bridge.path_mtu(to_peer, now)
+            }
+            sealed => sealed.map(|_| None)?,
         };
+        if let Some(quiet) = entry.quiet.as_mut().filter(|_| to_peer) {
+            quiet.since = now;
+        }
         tell_limit(
             &mut self.notices,
             entry.subscriber,
@@ -85,9 +91,16 @@ impl<P: EspProvider + InspectProvider> Datapath<P> {
         if spoken.to == Side::Network {
             let SaKey { remote, spi_out, .. } = entry.key;
             // The peer is a terminal of this gateway as well: the packet passes its SA, too.
-            if let Some(&slot) = self.to_terminal.get(&(remote, spi_out)) {
+            if let Some(slot) = self.to_terminal.get(&(remote, spi_out)) {
                 self.through(slot, Side::Network, now, egress, packet, rng)?;
             }
+        }
+        if let Some(path) = pieces {
+            let mut cut = Cut {
+                extra: &mut self.extra,
+                id: &mut self.fragment_id,
+            };
+            cut.first(packet, path, egress)?;
         }
         Ok(Departure { egress })
     }
@@ -135,27 +148,26 @@ pub(super) struct Place {
 }
 
 /// Opens, asks policies and capture, shows TCP to the relay, and seals what the relay does not take.
-pub(super) fn opened<T: EspTransform>(
+pub(super) fn opened<T: EspTransform, I: IcvTransform>(
     relay: Option<(&mut Relay, usize)>,
     watch: &mut Watch,
-    bridge: &mut Bridge<T>,
+    cut: &mut Cut<'_>,
+    bridge: &mut Crossing<T, I>,
     place: Place,
     now: Instant,
     packet: &mut PacketBuf<'_>,
     rng: &mut impl Rng,
 ) -> Result<Passage, DropReason> {
-    let opened = match place.from {
-        Side::Terminal => bridge.open_from_terminal(now, packet)?,
-        Side::Network => bridge.open_from_peer(now, packet)?,
-    };
+    let to_peer = place.from == Side::Terminal;
+    let opened = bridge.open(to_peer, now, packet)?;
     let may_relay = watch.plain(&place.key, place.from, &opened.flow, packet.bytes())?;
     if let Some((relay, pair)) = relay {
         relay.note(now, pair, place.slot, place.from, place.egress);
         if may_relay && opened.flow.protocol == protocol::TCP {
             let mtus = relay.mtus();
             let room = |v4| Room {
-                terminal: bridge.terminal_sender().largest_plain(mtus.terminal, v4),
-                network: bridge.peer_sender().largest_plain(mtus.network, v4),
+                terminal: bridge.largest_plain(false, now, mtus.terminal, v4),
+                network: bridge.largest_plain(true, now, mtus.network, v4),
             };
             match relay.input(now, pair, place.from, packet.bytes_mut(), room) {
                 Fate::Taken => return Ok(Passage::Taken),
@@ -164,11 +176,11 @@ pub(super) fn opened<T: EspTransform>(
             }
         }
     }
-    match place.from {
-        Side::Terminal => bridge.seal_to_peer(now, packet, rng)?,
-        Side::Network => bridge.seal_to_terminal(now, packet, rng)?,
-    };
-    Ok(Passage::Onward)
+    match bridge.seal(to_peer, now, packet, rng) {
+        Ok(_) => Ok(Passage::Onward),
+        Err(DropReason::TooBig) => outside::too_big(cut, bridge, place, now, packet, rng),
+        Err(reason) => Err(reason),
+    }
 }
 
 /// An SA of class `inspect`: keys to look with, none to write with.
