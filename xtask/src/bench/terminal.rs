@@ -87,7 +87,7 @@ fn instructions(root: &Path) -> Result<Record> {
 /// Builds `tests/cost`; returns the folder of the programs.
 fn build_programs(root: &Path) -> Result<PathBuf> {
     let folder = root.join("target/cost");
-    Cmd::line("cargo build --release --locked --package towpath-cost")
+    Cmd::line("cargo build --release --locked --package towpath-cost --no-default-features")
         .env("CARGO_TARGET_DIR", &folder)
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")

@@ -233,6 +233,9 @@ mod tests {
     #[test]
     fn an_empty_table_has_nothing() {
         let slots = Slots::<u16, BuildHasherDefault<Weak>>::default();
-        assert_eq!((slots.get(&1), slots.guess(&1), slots.is_empty()), (None, None, true));
+        assert_eq!(
+            (slots.get(&1), slots.guess(&1), slots.is_empty()),
+            (None, None, true)
+        );
     }
 }

@@ -8,11 +8,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::time::Instant as Clock;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use towpath_base::crypto::EspTransform;
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
@@ -21,6 +22,7 @@ use towpath_base::{Instant, Spi};
 use towpath_cost::{PEER, TERMINAL};
 use towpath_crypto::esp::AwsLcTransform;
 use towpath_crypto::{AwsLcEsp, SystemRng};
+use towpath_ipsec::slots::Slots;
 use towpath_ipsec::{Bridge, OutboundSa, locate};
 
 type Gateway = Bridge<AwsLcTransform>;
@@ -109,17 +111,21 @@ impl Line {
         }
     }
 
-    /// Seals a plain UDP packet of `len` bytes into `frame`; returns the length of the ESP packet.
     fn send(&mut self, frame: &mut [u8], len: usize) -> Place {
-        plain_packet(&mut frame[HEADROOM..HEADROOM + len]);
-        let mut packet = PacketBuf::new(frame, HEADROOM, len).expect("it fits");
-        self.terminal
-            .seal(NOW, &mut packet, &mut SystemRng)
-            .expect("the terminal can send");
-        Place {
-            start: packet.start(),
-            len: packet.len(),
-        }
+        send(&mut self.terminal, frame, len)
+    }
+}
+
+/// Seals a plain UDP packet of `len` bytes into `frame`; returns where the ESP packet is.
+fn send(terminal: &mut OutboundSa<AwsLcTransform>, frame: &mut [u8], len: usize) -> Place {
+    plain_packet(&mut frame[HEADROOM..HEADROOM + len]);
+    let mut packet = PacketBuf::new(frame, HEADROOM, len).expect("it fits");
+    terminal
+        .seal(NOW, &mut packet, &mut SystemRng)
+        .expect("the terminal can send");
+    Place {
+        start: packet.start(),
+        len: packet.len(),
     }
 }
 
@@ -234,27 +240,80 @@ fn suite(suite: EspSuite, rounds: usize) {
     }
 }
 
-/// Both arms look their SA up by SPI, as the gateway does, and touch as many frames.
+/// Packets whose SAs are asked for ahead, as the gateway's worker does.
+const AHEAD: usize = 4;
+/// Packets the worker takes at a time.
+const RECEIVED: usize = 64;
+
+/// The tables of a gateway's datapath: addresses and SPI lead to a slot.
+struct Table {
+    slots: Slots<(IpAddr, IpAddr, Spi), foldhash::quality::RandomState>,
+    gateways: Vec<Gateway>,
+}
+
+impl Table {
+    fn find(&self, packet: &[u8]) -> usize {
+        let at = locate::esp(packet).expect("ESP");
+        let slot = self.slots.guess(&(at.source, at.destination, at.spi));
+        slot.expect("it was inserted")
+    }
+
+    /// One batch, handled as the worker handles it: find all, then work, and ask for the ones to come.
+    fn handle(&mut self, frames: &mut [u8], places: &[Place], ahead: &mut Vec<usize>) {
+        ahead.clear();
+        for (frame, place) in frames.chunks(FRAME).zip(places) {
+            ahead.push(self.find(&frame[place.start..place.start + place.len]));
+        }
+        for slot in &*ahead {
+            self.gateways[*slot].announce(true);
+            AwsLcTransform::prefetch(self.slots.key(*slot).expect("it was inserted"));
+        }
+        for slot in ahead.iter().take(AHEAD) {
+            self.gateways[*slot].expect(true);
+        }
+        for (index, (frame, place)) in frames.chunks_mut(FRAME).zip(places).enumerate() {
+            if let Some(slot) = ahead.get(index + AHEAD) {
+                self.gateways[*slot].expect(true);
+            }
+            let at = locate::esp(&frame[place.start..place.start + place.len]).expect("ESP");
+            let slot = self.slots.get(&(at.source, at.destination, at.spi));
+            let slot = slot.expect("it was inserted");
+            let mut packet = PacketBuf::new(frame, place.start, place.len).expect("it fits");
+            let result = self.gateways[slot].pass(true, NOW, &mut packet, &at, &mut SystemRng);
+            assert!(black_box(result).is_ok());
+        }
+    }
+}
+
+/// Both arms look their SA up by addresses and SPI, as the gateway does, and touch as many frames.
 fn many(sas: usize, rounds: usize) {
-    let mut lines: HashMap<u32, Line> = (0..sas as u32)
-        .map(|n| (0x2002 + n, Line::new(EspSuite::Aes256Gcm16, 0x2002 + n)))
-        .collect();
+    let mut table = Table {
+        slots: Slots::default(),
+        gateways: Vec::with_capacity(sas),
+    };
+    let mut terminals = Vec::with_capacity(sas);
+    for slot in 0..sas {
+        let spi = 0x2002 + slot as u32;
+        let Line { gateway, terminal } = Line::new(EspSuite::Aes256Gcm16, spi);
+        table.slots.insert((TERMINAL, PEER, Spi(spi)), slot);
+        table.gateways.push(gateway);
+        terminals.push(terminal);
+    }
     let mut frames = vec![0; FRAME * BATCH];
+    let mut ahead = Vec::with_capacity(RECEIVED);
     let mut random = 1u64;
     let mut one_pass = |spread: usize| {
         let mut spent = Spent::default();
-        let mut places = [(0, Place::default()); BATCH];
+        let mut places = [Place::default(); BATCH];
         for _ in 0..BATCHES {
-            for (frame, (spi, place)) in frames.chunks_mut(FRAME).zip(&mut places) {
+            for (frame, place) in frames.chunks_mut(FRAME).zip(&mut places) {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                *spi = 0x2002 + ((random >> 33) % spread as u64) as u32;
-                *place = lines.get_mut(spi).expect("it was made").send(frame, 1400);
+                let slot = (random >> 33) as usize % spread;
+                *place = send(&mut terminals[slot], frame, 1400);
             }
             let start = Clock::now();
-            for (frame, (_, place)) in frames.chunks_mut(FRAME).zip(places) {
-                let at = locate::esp(&frame[place.start..place.start + place.len]).expect("ESP");
-                let line = lines.get_mut(&at.spi.0).expect("it was made");
-                forward(&mut line.gateway, frame, place);
+            for (frames, places) in frames.chunks_mut(FRAME * RECEIVED).zip(places.chunks(RECEIVED)) {
+                table.handle(frames, places, &mut ahead);
             }
             spent.add(start);
         }
