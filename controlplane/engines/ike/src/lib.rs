@@ -36,6 +36,8 @@ pub mod command;
 pub mod config;
 pub mod endpoint;
 mod fragment;
+#[cfg(test)]
+mod kdf_vectors;
 mod keys;
 pub mod proposal;
 mod protect;

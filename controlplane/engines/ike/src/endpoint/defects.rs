@@ -5,6 +5,7 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use proptest::prelude::*;
 use towpath_base::ids::{MessageId, Spi};
 use towpath_base::profile::{IkeId, Psk};
 use towpath_base::selector::TrafficSelector;
@@ -449,5 +450,81 @@ fn a_hostile_first_response_makes_no_keys() {
             !matches!(sa.state, State::AuthSent | State::Established),
             "{name}"
         );
+    }
+}
+
+/// One payload of those that exchanges know, none of them proof.
+fn payload_of(number: usize) -> Payload<'static> {
+    let mut all = child_request();
+    all.push(Payload::IdI((&IkeId::Fqdn("host.test".into())).into()));
+    all.push(Payload::IdR((&IkeId::Fqdn("host.test".into())).into()));
+    for (method, len) in [(2, 32), (2, 0), (14, 70), (1, 256), (9, 64)] {
+        all.push(Payload::Auth {
+            method,
+            data: vec![0x5a; len].into(),
+        });
+    }
+    all.push(Payload::Unknown {
+        kind: 48,
+        data: vec![3, 1, 0, 4].into(),
+    });
+    for kind in [
+        NotifyType::INITIAL_CONTACT,
+        NotifyType::MOBIKE_SUPPORTED,
+        NotifyType::USE_TRANSPORT_MODE,
+        NotifyType::USE_PPK,
+        NotifyType::AUTHENTICATION_FAILED,
+        NotifyType::UPDATE_SA_ADDRESSES,
+    ] {
+        all.push(Payload::notify(kind, &[][..]));
+    }
+    let mut rekey = Notify::new(NotifyType::REKEY_SA, &[][..]);
+    rekey.protocol = crate::wire::Protocol::ESP.0;
+    rekey.spi = vec![0, 0, 0x10, 0].into();
+    all.push(Payload::Notify(rekey));
+    all.push(Payload::Delete(crate::wire::Delete {
+        protocol: crate::wire::Protocol::IKE,
+        spis: Vec::new(),
+    }));
+    let at = number % all.len();
+    all.swap_remove(at)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// RFC 7296's state rules: whatever comes under the right keys, in whichever order and state, as request or
+    /// response, no path but a proof leads to an SA. (Who made the exchange of IKE_SA_INIT has the keys: that is
+    /// anybody.)
+    #[test]
+    fn no_sequence_of_messages_without_proof_makes_an_sa(
+        to in 0usize..2,
+        steps in proptest::collection::vec(
+            (0usize..6, any::<bool>(), 0u32..4, proptest::collection::vec(0usize..64, 0..8)),
+            1..12,
+        ),
+    ) {
+        let exchanges = [
+            ExchangeType::IKE_AUTH,
+            ExchangeType::IKE_AUTH,
+            ExchangeType::CREATE_CHILD_SA,
+            ExchangeType::INFORMATIONAL,
+            ExchangeType::IKE_INTERMEDIATE,
+            ExchangeType::IKE_FOLLOWUP_KE,
+        ];
+        let mut pair = after(2);
+        commands(&mut pair[to]);
+        for (exchange, response, id, payloads) in steps {
+            let payloads: Vec<_> = payloads.into_iter().map(payload_of).collect();
+            let message = forge(&pair, 1 - to, exchanges[exchange], response, id, chain(&payloads));
+            let _ = deliver(&mut pair, to, &message);
+            let told = commands(&mut pair[to]);
+            let made = |command: &Command| matches!(
+                command,
+                Command::ChildEstablished { .. } | Command::IkeEstablished { .. } | Command::IkeRekeyed { .. }
+            );
+            prop_assert!(!told.iter().any(made), "{told:?}");
+            prop_assert!(pair[to].sas.values().all(|sa| sa.state != State::Established && sa.children.is_empty()));
+        }
     }
 }
