@@ -32,6 +32,9 @@ enum Command {
     Lab(lab::cli::Args),
     /// Join two interfaces by an emulated link: rate, delay, loss, bursts, reordering, outages
     Linkem(linkem::Args),
+    /// A NAT before one host, for the lab
+    #[command(hide = true)]
+    Nat(lab::nat::Args),
     /// Run every test: unit, property, XDP fixtures, namespaces with real peers (needs root)
     Test(suite::Args),
     /// What to run before committing: fmt, layers, clippy, docs, unit tests, bare-metal builds
@@ -73,6 +76,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Run(args) => proof::run(&root, args),
         Command::Lab(args) => lab::cli::run(&root, args),
         Command::Linkem(args) => linkem::run(args),
+        Command::Nat(args) => lab::nat::run(args),
         Command::Test(args) => suite::run(&root, args),
         Command::Check => check::run(&root),
         Command::Layers => layers::run(&root),

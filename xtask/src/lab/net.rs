@@ -12,11 +12,18 @@
 //!   ta eth0 ----- ta0 | em | gw0 ----- acc0 gw
 //! ```
 //!
+//! Where the peer is behind a NAT, that sits in the middle of its link and has its address; the peer has that address
+//! inside tunnels only:
+//!
+//! ```text
+//!   gw core0 ----- out0 10.77.9.2 | nat | in0 192.168.77.1 ----- eth0 192.168.77.2, lo 10.77.9.2  peer
+//! ```
+//!
 //! Offloads are off everywhere, so that frames carry finished checksums and fit the wire. The far ends
 //! have GRO on, because a veth receives frames redirected by XDP only when it receives through NAPI; its size
 //! limit keeps it from merging anything.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -159,6 +166,9 @@ pub fn gateway_addresses() -> Vec<IpAddr> {
 /// The emulator's interfaces, towards the gateway and towards terminal A.
 pub const EMULATOR_PORTS: [&str; 2] = ["gw0", "ta0"];
 
+/// The peer's address behind a NAT.
+pub const BEHIND_NAT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+
 /// The namespaces of one lab.
 #[derive(Clone, Debug)]
 pub struct Net {
@@ -212,6 +222,51 @@ impl Net {
             format!("--net=/run/netns/{}", self.emulator()),
             "--".to_owned(),
         ])
+    }
+
+    /// The namespace of the NAT before the peer.
+    pub fn nat(&self) -> String {
+        format!("{}-nat", self.prefix)
+    }
+
+    /// Puts a command into the NAT's namespace.
+    pub fn inside_nat(&self, cmd: Cmd) -> Cmd {
+        cmd.behind([
+            "nsenter".to_owned(),
+            format!("--net=/run/netns/{}", self.nat()),
+            "--".to_owned(),
+        ])
+    }
+
+    /// Takes the peer behind a NAT, which gets its place on the wire. What translates is started on top.
+    pub fn put_behind_nat(&self) -> Result<()> {
+        let (nat, peer) = (self.nat(), self.namespace(Node::Peer));
+        let (outside, gateway) = (Node::Peer.addr(Family::V4), Node::Peer.gateway(Family::V4));
+        Cmd::new("ip").args(["netns", "add", &nat]).run()?;
+        let off = "tx off tso off gso off gro on";
+        let script = format!(
+            "set -e
+             echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+             for what in all default; do echo 0 >/proc/sys/net/ipv4/conf/$what/rp_filter; done
+             ip link set lo up
+             ip link add in0 type veth peer name eth0 netns {peer}
+             ip link set out0 gro_max_size 1500
+             for port in in0 out0; do ethtool -K $port {off} && ip link set $port up; done
+             ip addr add 192.168.77.1/24 dev in0
+             ip addr add {outside}/24 dev out0
+             ip route add default via {gateway} dev out0
+             ip rule add iif in0 lookup 100
+             ip route add local 0.0.0.0/0 dev lo table 100"
+        );
+        self.ip(Node::Peer, "link set eth0 down")?;
+        self.ip(Node::Peer, "link set eth0 name out0")?;
+        self.ip(Node::Peer, &format!("link set out0 netns {nat}"))?;
+        self.inside_nat(Cmd::new("sh").args(["-c", &script])).run()?;
+        self.ethtool(Node::Peer, "eth0", "on")?;
+        self.ip(Node::Peer, &format!("addr add {BEHIND_NAT}/24 dev eth0"))?;
+        self.ip(Node::Peer, &format!("addr add {outside}/32 dev lo"))?;
+        self.ip(Node::Peer, "link set eth0 up")?;
+        self.ip(Node::Peer, "route add default via 192.168.77.1 dev eth0")
     }
 
     /// Whether the namespaces are there.
@@ -364,7 +419,7 @@ impl Net {
     pub fn processes(&self) -> Vec<u32> {
         let mut found = Vec::new();
         let all = Node::ALL.map(|node| self.namespace(node));
-        for namespace in all.into_iter().chain([self.emulator()]) {
+        for namespace in all.into_iter().chain([self.emulator(), self.nat()]) {
             if let Ok(out) = Cmd::new("ip").args(["netns", "pids", &namespace]).output() {
                 found.extend(
                     out.stdout
@@ -379,7 +434,7 @@ impl Net {
     /// Removes the namespaces that are there.
     pub fn down(&self) -> Result<()> {
         let all = Node::ALL.map(|node| self.namespace(node));
-        for ns in all.into_iter().chain([self.emulator()]) {
+        for ns in all.into_iter().chain([self.emulator(), self.nat()]) {
             if std::path::Path::new("/run/netns").join(&ns).exists() {
                 Cmd::new("ip").args(["netns", "del", &ns]).run()?;
             }

@@ -79,6 +79,12 @@ pub struct Conn {
     pub psk: String,
     /// Seconds of silence before the other end is probed; 0: never.
     pub dpd_delay: u32,
+    /// Uses any address it has, and says so when that changes (RFC 4555).
+    pub mobike: bool,
+    /// What it protects at its own end in tunnel mode, if not its address.
+    pub inside: Option<IpAddr>,
+    /// Certificates instead of the pre-shared key: `x509/own.pem`, `x509ca` and `private` in its `swanctl` folder.
+    pub certified: bool,
 }
 
 impl Conn {
@@ -94,6 +100,9 @@ impl Conn {
             encap: kind == PeerKind::Libipsec,
             psk: psk(terminal),
             dpd_delay: 0,
+            mobike: false,
+            inside: None,
+            certified: false,
         }
     }
 
@@ -119,21 +128,32 @@ impl Conn {
             // Without selectors they are the end points' addresses ("dynamic").
             Mode::Transport => ("transport", String::new()),
             Mode::Tunnel => {
-                let (l, r) = (self.local.0, self.remote.0);
+                let (l, r) = (self.inside.unwrap_or(self.local.0), self.remote.0);
                 (
                     "tunnel",
                     format!("   local_ts = {l}/{bits}\n   remote_ts = {r}/{bits}\n"),
                 )
             }
         };
-        let encap = if self.encap { "yes" } else { "no" };
+        let yes_no = |on| if on { "yes" } else { "no" };
+        let (auth, certs) = match self.certified {
+            true => ("pubkey", "   certs = own.pem\n"),
+            false => ("psk", ""),
+        };
+        let local_addrs = if self.mobike {
+            "%any".to_owned()
+        } else {
+            self.local.0.to_string()
+        };
         format!(
             " {name} {{\n  version = 2\n  local_addrs = {la}\n  remote_addrs = {ra}\n  proposals = {ike}\n  \
-             encap = {encap}\n  mobike = no\n  dpd_delay = {dpd}s\n  \
-             local {{ auth = psk\n   id = {li}\n  }}\n  remote {{ auth = psk\n   id = {ri}\n  }}\n  \
+             encap = {encap}\n  mobike = {mobike}\n  dpd_delay = {dpd}s\n  \
+             local {{ auth = {auth}\n{certs}   id = {li}\n  }}\n  remote {{ auth = {auth}\n   id = {ri}\n  }}\n  \
              children {{ {name} {{\n   esp_proposals = {esp}\n   mode = {mode}\n{selectors}  }} }}\n }}\n",
             name = self.name,
-            la = self.local.0,
+            la = local_addrs,
+            encap = yes_no(self.encap),
+            mobike = yes_no(self.mobike),
             ra = self.remote.0,
             dpd = self.dpd_delay,
             li = self.local.1,
@@ -151,6 +171,9 @@ pub fn psk(terminal: Node) -> String {
 fn swanctl_conf(conns: &[Conn]) -> String {
     let mut secrets: BTreeMap<(String, String), &str> = BTreeMap::new();
     for conn in conns {
+        if conn.certified {
+            continue;
+        }
         secrets.insert((conn.local.1.clone(), conn.remote.1.clone()), &conn.psk);
     }
     let mut text = String::from("connections {\n");
@@ -292,11 +315,11 @@ impl Charon {
             ),
         };
         format!(
-            "charon-systemd {{\n load = random nonce openssl kdf hmac sha2 gcm aes curve25519 {kernel} \
+            "charon-systemd {{\n load = random nonce openssl kdf hmac sha2 gcm aes curve25519 pem pkcs1 pkcs8 pubkey x509 constraints {kernel} \
              socket-default vici\n install_virtual_ip = no\n retransmit_tries = 4\n retransmit_timeout = 1.0\n \
              plugins {{\n  vici {{ socket = unix://{vici} }}\n{extra} }}\n filelog {{ l {{ path = {log}\n   \
              default = 1\n   ike = 2\n   cfg = 2\n   knl = 1\n   flush_line = yes\n   time_format = %T\n   \
-             time_add_ms = yes\n  }} }}\n journal {{ default = -1 }}\n}}\nswanctl {{ load = random openssl }}\n",
+             time_add_ms = yes\n  }} }}\n journal {{ default = -1 }}\n}}\nswanctl {{ load = random openssl pem pkcs1 pkcs8 pubkey x509 }}\n",
             vici = self.vici(),
             log = self.inner("log"),
         )
@@ -321,11 +344,16 @@ impl Charon {
                 let cmd = Cmd::new("swanctl")
                     .args(args)
                     .args(["--uri", &uri])
-                    .env("STRONGSWAN_CONF", &conf);
+                    .env("STRONGSWAN_CONF", &conf)
+                    .env("SWANCTL_DIR", self.inner("swanctl"));
                 net.inside(*node, cmd).limit(limit).output()
             }
             Place::Guest(guest) => guest.exec(
-                &format!("STRONGSWAN_CONF={conf} swanctl {} --uri {uri}", args.join(" ")),
+                &format!(
+                    "STRONGSWAN_CONF={conf} SWANCTL_DIR={} swanctl {} --uri {uri}",
+                    self.inner("swanctl"),
+                    args.join(" ")
+                ),
                 limit,
             ),
         }
