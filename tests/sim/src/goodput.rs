@@ -6,7 +6,7 @@ use towpath_base::Instant;
 use towpath_tcp::relay::Side;
 use towpath_tcp::relay::snoop::SnoopConfig;
 use towpath_tcp::relay::split::{SideConfig, SplitConfig};
-use towpath_tcp::{Algorithm, Config};
+use towpath_tcp::{Algorithm, Config, PathMemory};
 
 use crate::host::{Script, Socket};
 use crate::link::{Link, LinkConfig, Loss};
@@ -46,6 +46,8 @@ pub struct Bulk {
     pub time: Duration,
     /// Seed.
     pub seed: u64,
+    /// What an earlier connection learnt of the radio.
+    pub memory: Option<PathMemory>,
 }
 
 /// What came of it.
@@ -92,6 +94,7 @@ fn world_of(setup: Bulk, bdp: f64) -> (World, usize) {
         send_limit: limit,
         receive_limit: limit,
         receive_initial: limit / 2,
+        path: setup.memory,
         ..Config::default()
     };
     let own = if setup.path == Path::Split {
@@ -148,7 +151,8 @@ fn world_of(setup: Bulk, bdp: f64) -> (World, usize) {
                 network: side(network),
                 ..SplitConfig::default()
             };
-            Some(Box::new(SplitMiddle::new(split, Side::Network, [1, 2], u64::MAX)))
+            let relay = SplitMiddle::new(split, Side::Network, [1, 2], u64::MAX);
+            Some(Box::new(relay.knowing(right, setup.memory)))
         }
     };
     if relayed {
@@ -190,7 +194,9 @@ pub fn bulk(setup: Bulk) -> BulkResult {
     assert_eq!(world.b[0].fault, None, "stream");
     let goodput = world.b[0].read as f64 * 8.0 / setup.time.as_secs_f64();
     let report = world.up[radio].report();
-    let stats = world.a[0].endpoint.stats();
+    // Who sends over the radio: the relay, if there is one.
+    let middle = world.middle.as_ref().and_then(|middle| middle.sender());
+    let stats = middle.unwrap_or(*world.a[0].endpoint.stats());
     BulkResult {
         ratio: goodput / (setup.rate as f64 * (1.0 - setup.loss) * EFFICIENCY),
         goodput,
@@ -216,6 +222,7 @@ mod tests {
             path,
             time: Duration::from_secs(15),
             seed: 3,
+            memory: None,
         })
     }
 
@@ -228,6 +235,38 @@ mod tests {
         assert!(split.queue_bdp < 1.25, "{split:?}");
         let direct = lossy(Path::Direct, Algorithm::Radio, 100, 0.02);
         assert!((0.9..1.1).contains(&direct.retransmit_ratio), "{direct:?}");
+    }
+
+    #[test]
+    fn the_relay_repeats_what_the_link_lost_whether_it_knows_the_path_or_not() {
+        let remembered = |megabits: u64, loss_floor_ppm| PathMemory {
+            bandwidth: megabits * 125_000,
+            min_rtt: Duration::from_millis(100),
+            loss_floor_ppm,
+        };
+        for (rtt, memory) in [
+            (40, None),
+            (100, None),
+            (100, Some(remembered(50, 10_000))),
+            (100, Some(remembered(20, 50_000))),
+            (600, None),
+        ] {
+            let result = bulk(Bulk {
+                rate: if rtt == 600 { 20_000_000 } else { 50_000_000 },
+                rtt: Duration::from_millis(rtt),
+                loss: 0.01,
+                queue_bdp: 1.0,
+                algorithm: Algorithm::Radio,
+                path: Path::Split,
+                time: Duration::from_secs(20),
+                seed: 5,
+                memory,
+            });
+            assert!(
+                (0.8..1.1).contains(&result.retransmit_ratio),
+                "{rtt} {memory:?} {result:?}"
+            );
+        }
     }
 
     #[test]
@@ -249,6 +288,7 @@ mod tests {
                 path: Path::Direct,
                 time: Duration::from_secs(8),
                 seed: 1,
+                memory: None,
             });
             assert!(result.ratio > 0.9, "{algorithm:?} {result:?}");
         }

@@ -6,12 +6,13 @@ use std::time::Duration;
 use towpath_sim::goodput::{Bulk, Path, bulk};
 use towpath_sim::scenario::{Scenario, Topology};
 use towpath_sim::sharing::share;
-use towpath_tcp::Algorithm;
+use towpath_tcp::{Algorithm, PathMemory};
 
 const USAGE: &str = "usage: towpath-sim goodput [SECONDS]
        towpath-sim scenarios [FIRST] [COUNT]
        towpath-sim share
-       towpath-sim bulk direct|split|snoop cubic|bbr|radio RTT_MS MBIT LOSS_PERCENT SECONDS [SEED]
+       towpath-sim bulk direct|split|snoop cubic|bbr|radio RTT_MS MBIT LOSS_PERCENT SECONDS [SEED [MBIT LOSS_PERCENT]]
+(the last two: as remembered)
 TOWPATH_SIM_TRACE=1 prints every packet, TOWPATH_SIM_FLOW=1 the sender's state five times a second.";
 
 fn main() {
@@ -92,6 +93,11 @@ fn one(arguments: &[String]) {
         path,
         time: Duration::from_secs_f64(number(3, 20.0)),
         seed: number(4, 1.0) as u64,
+        memory: (number(5, 0.0) > 0.0).then(|| PathMemory {
+            bandwidth: (number(5, 0.0) * 1e6 / 8.0) as u64,
+            min_rtt: Duration::from_secs_f64(number(0, 100.0) / 1e3),
+            loss_floor_ppm: (number(6, 0.0) * 1e4) as u32,
+        }),
     });
     println!("{result:#?}");
 }
@@ -146,6 +152,7 @@ fn goodput(seconds: u64) {
                     path,
                     time: Duration::from_secs(seconds),
                     seed: 1,
+                    memory: None,
                 });
                 println!(
                     "{rtt:6}  {percent:6}  {:13}  {:5.3}  {:5.1}  {:8.2}  {:9.2}  {:5}  {:8}  {:6.2}",

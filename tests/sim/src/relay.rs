@@ -1,6 +1,7 @@
 //! The relay as the middle of a world.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use towpath_base::Instant;
 use towpath_tcp::packet::TcpPacket;
@@ -8,7 +9,7 @@ use towpath_tcp::relay::snoop::{Original, SnoopConfig, SnoopRelay, SnoopStats, a
 use towpath_tcp::relay::split::{SplitConfig, SplitRelay};
 use towpath_tcp::relay::{Side, Verdict};
 use towpath_tcp::segment::Flags;
-use towpath_tcp::{IsnSecret, SeqNum, State};
+use towpath_tcp::{IsnSecret, PathMemory, SeqNum, State, Stats};
 
 use crate::world::{Middle, Towards};
 
@@ -57,6 +58,15 @@ impl SplitMiddle {
             handoff_every,
             packets: 0,
         }
+    }
+
+    /// A gateway that remembers what an earlier connection learnt of the path to `host`.
+    #[must_use]
+    pub fn knowing(mut self, host: IpAddr, memory: Option<PathMemory>) -> Self {
+        if let Some(memory) = memory {
+            self.relay.know_path(host, memory);
+        }
+        self
     }
 
     /// Every connection moves to a new relay by snapshot, as in a handoff.
@@ -114,6 +124,11 @@ impl Middle for SplitMiddle {
 
     fn timeout(&mut self, now: Instant) {
         self.relay.handle_timeout(now);
+    }
+
+    fn sender(&self) -> Option<Stats> {
+        let key = self.relay.flows().next()?;
+        self.relay.view(key, self.left.opposite()).map(|view| view.stats)
     }
 }
 

@@ -8,8 +8,8 @@
 //! Without a middle there is one link in each direction.
 
 use towpath_base::Instant;
-use towpath_tcp::Endpoint;
 use towpath_tcp::packet::TcpPacket;
+use towpath_tcp::{Endpoint, Stats};
 
 use crate::host::Socket;
 use crate::link::Link;
@@ -33,6 +33,10 @@ pub trait Middle {
     fn next_deadline(&self) -> Option<Instant>;
     /// Its deadline passed.
     fn timeout(&mut self, now: Instant);
+    /// What its endpoint towards B counted of its first connection, if it has endpoints.
+    fn sender(&self) -> Option<Stats> {
+        None
+    }
     /// Checked after every step.
     fn check(&mut self) -> Result<(), String> {
         Ok(())

@@ -24,6 +24,13 @@ const PROBE_RTT_DURATION: Duration = Duration::from_millis(200);
 /// Loss events in a round of STARTUP that count as many (BBRStartupFullLossCnt).
 const STARTUP_LOSSES: u32 = 6;
 const MIN_WINDOW_SEGMENTS: u64 = 4;
+/// Pace of STARTUP in percent of the rate so far (BBRStartupPacingGain).
+pub(super) const STARTUP_GAIN: u64 = 277;
+/// The same on a path whose rate is remembered: enough to find out within a round or two that it has grown.
+pub(super) const KNOWN_GAIN: u64 = 150;
+/// Window of STARTUP in percent of the bandwidth-delay product so far. The draft has 200: together with what is repeated
+/// that is more than a path and a queue of its size hold.
+const STARTUP_WINDOW: u64 = 180;
 /// Rounds a drain is prolonged at most to learn from it.
 const LEARNING_ROUNDS: u64 = 8;
 
@@ -44,7 +51,7 @@ impl Phase {
     /// Gains of pace and window, percent.
     const fn gains(self) -> (u64, u64) {
         match self {
-            Self::Startup => (277, 200),
+            Self::Startup => (STARTUP_GAIN, STARTUP_WINDOW),
             Self::Drain => (50, 200),
             Self::Down => (90, 200),
             Self::Cruise | Self::Refill => (100, 200),
@@ -108,6 +115,8 @@ pub(super) struct Core {
     prior_window: u64,
     /// Highest pace of STARTUP: it never falls there (BBRSetPacingRateWithGain).
     startup_pace: u64,
+    /// Pace of STARTUP, percent.
+    startup_gain: u64,
     pace_percent_x100: u64,
     noise: u32,
 }
@@ -140,6 +149,7 @@ record!(Core {
     window,
     prior_window,
     startup_pace,
+    startup_gain,
     pace_percent_x100,
     noise,
 });
@@ -175,6 +185,7 @@ impl Core {
             window: initial,
             prior_window: 0,
             startup_pace: 0,
+            startup_gain: STARTUP_GAIN,
             pace_percent_x100: 9_900,
             noise: 0x9e37_79b9,
         }
@@ -206,9 +217,19 @@ impl Core {
         self.initial = window;
     }
 
-    /// A path known from before: begin near its rate instead of searching for it.
-    pub(super) fn seed_bandwidth(&mut self, bandwidth: u64) {
-        self.bandwidth.update(bandwidth);
+    /// A path known from before: begin at `rate` instead of searching for it.
+    pub(super) fn start_at(&mut self, rate: u64) {
+        self.startup_gain = KNOWN_GAIN;
+        // A share that the gain brings back to the rate.
+        self.bandwidth.update(rate.saturating_mul(100) / KNOWN_GAIN);
+    }
+
+    /// Gains of pace and window, percent.
+    const fn gains(&self) -> (u64, u64) {
+        match self.phase {
+            Phase::Startup => (self.startup_gain, STARTUP_WINDOW),
+            phase => phase.gains(),
+        }
     }
 
     /// STARTUP found the rate of the path.
@@ -231,7 +252,7 @@ impl Core {
     }
 
     pub(super) fn pacing_rate(&self, smoothed_rtt: Option<Duration>) -> u64 {
-        let (gain, _) = self.phase.gains();
+        let (gain, _) = self.gains();
         let bandwidth = match self.model_bandwidth() {
             0 => match smoothed_rtt {
                 Some(rtt) => rate_of(self.window.max(self.initial), rtt),
@@ -247,9 +268,16 @@ impl Core {
         let rate = u128::from(bandwidth) * u128::from(gain) * u128::from(compensation) / 1_000_000;
         // Until the path is full the pace never falls: samples of short flights say little.
         let floor = match smoothed_rtt {
-            Some(rtt) if !self.full => self
-                .startup_pace
-                .max(rate_of(self.initial.saturating_mul(gain) / 100, rtt)),
+            Some(rtt) if !self.full => {
+                // A window chosen by a remembered rate is paced at that rate.
+                let gain = if self.startup_gain == KNOWN_GAIN {
+                    100
+                } else {
+                    gain
+                };
+                let initial = self.initial.saturating_mul(gain) / 100;
+                self.startup_pace.max(rate_of(initial, rtt))
+            }
             _ => self.mss,
         };
         u64::try_from(rate).unwrap_or(u64::MAX).max(floor)
@@ -483,10 +511,12 @@ impl Core {
     }
 
     fn update_window(&mut self, event: &AckEvent, judgement: Judgement) {
-        let (_, gain) = self.phase.gains();
+        let (_, gain) = self.gains();
         let quantum = bytes_in(self.pacing_rate(event.smoothed_rtt), Duration::from_millis(1))
             .clamp(2 * self.mss, 64 << 10);
-        let target = self.bdp(gain).saturating_add(3 * quantum);
+        // While the path is searched for, everything beyond the gain is lost at its end.
+        let slack = if self.full { 3 * quantum } else { 2 * self.mss };
+        let target = self.bdp(gain).saturating_add(slack);
         if self.full {
             self.window = (self.window.saturating_add(event.delivered)).min(target);
         } else if self.window < target || event.total_delivered < self.initial {

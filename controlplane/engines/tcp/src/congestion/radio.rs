@@ -20,8 +20,10 @@
 //!   queue is drained every cycle; the round trip is measured again when
 //!   10 s passed without a sample near the minimum.
 //! * **Fast start:** on a path of more than 25 ms the initial window grows with the round trip, up to
-//!   eightfold, paced; on a path known from before sending starts at three quarters of the remembered rate.
-//!   A queue together with one round without growth ends the start; BBR waits for three such rounds.
+//!   eightfold, paced; on a path known from before sending starts at three quarters of the remembered rate and
+//!   grows by half a round, not to its double.
+//!   A queue together with one round without growth ends the start; BBR waits for three such rounds. The start's
+//!   window is less than BBR's, so that its end does not overflow a queue of one bandwidth-delay product.
 //!
 //! **When it falls back.** On a clean path the floor is nil and `radio` is BBR that paces at the full rate
 //! and measures the round trip without draining the path as long as it sees it unchanged. Where a queue is
@@ -189,11 +191,11 @@ impl Radio {
         let mut window = self.initial.saturating_mul(fold);
         if let Some(memory) = self.memory
             && memory.bandwidth > 0
-            && rtt < memory.min_rtt * 2
+            && rtt < memory.min_rtt.saturating_mul(2)
+            && memory.min_rtt < rtt.saturating_mul(2)
         {
             let rate = memory.bandwidth / 4 * 3;
-            // Seeding the filter with a share that STARTUP's gain brings back to the remembered rate.
-            self.core.seed_bandwidth(rate.saturating_mul(100) / 277);
+            self.core.start_at(rate);
             window = window.max(bytes_in(rate, rtt));
         }
         self.core.set_initial(window);
