@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Terminal(Terminal),
     /// Prepare this machine: configuration, key file and store; leaves alone what is there
     Init(Init),
+    /// Certificates for roles on several machines
+    #[command(subcommand)]
+    Node(crate::node::Command),
     /// Subscribers: who may use the network, and how keys are negotiated in their name
     #[command(subcommand)]
     Subscriber(subscriber::Command),

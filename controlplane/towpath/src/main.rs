@@ -6,6 +6,7 @@
 //! | [`terminal`] | `terminal` |
 //! | [`subscriber`], [`profile`] | `subscriber`, `profile`, with or without a running daemon |
 //! | [`show`] | `status`, `sa`, `flow`, `ike`, `stats`, `events` |
+//! | [`node`] | `node`: certificates for roles on several machines |
 //! | [`setup`], [`docs`] | `init`, `config`, `unload`, `completions`, `man` |
 //!
 //! [`cli`] is the command line as clap reads it, [`config`] the configuration file, [`failure`] what becomes
@@ -18,6 +19,7 @@ mod cli;
 mod config;
 mod docs;
 mod failure;
+mod node;
 mod output;
 mod policy;
 mod profile;
@@ -49,11 +51,14 @@ fn dispatch(common: &cli::Common, command: Command) -> Outcome {
         Command::Run => {
             let config = config::Config::load(&common.config)?;
             // Before anything is attached to an interface.
-            setup::check_store(&config)?;
+            if config.runs(config::Role::Gateway) || config.runs(config::Role::Registry) {
+                setup::check_store(&config)?;
+            }
             Ok(run::run(config)?)
         }
         Command::Terminal(args) => terminal::run(common, args),
         Command::Init(args) => setup::init(common, &args),
+        Command::Node(command) => node::run(common, &command),
         Command::Subscriber(command) => subscriber::run(common, command),
         Command::Profile(command) => profile::run(common, command),
         Command::Status => show::status(common),

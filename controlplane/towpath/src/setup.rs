@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use towpath_store::{Kek, RedbStore, StoreError};
 
@@ -170,8 +171,34 @@ fn references(config: &Config) -> Outcome<Vec<String>> {
 /// Opens key file and store once, so that a daemon that cannot have them fails before it touches an interface.
 pub(crate) fn check_store(config: &Config) -> Outcome {
     let kek = Kek::load(&config.store.kek_file)?;
-    RedbStore::open(&config.store.path, &kek)?;
-    Ok(())
+    let until = Instant::now() + RELEASED_WITHIN;
+    let mut told = false;
+    loop {
+        match RedbStore::open(&config.store.path, &kek) {
+            Ok(_) => return Ok(()),
+            // A process that was killed lets go when the kernel has cleared up after it.
+            Err(StoreError::InUse(_)) if Instant::now() < until && !answers(&config.admin.socket) => {
+                if !told {
+                    eprintln!(
+                        "towpath: store {} is held by a process that no longer answers; waiting up to {} s",
+                        config.store.path.display(),
+                        RELEASED_WITHIN.as_secs()
+                    );
+                    told = true;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// How long a start waits for the store of a process that was killed.
+const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether a daemon is there.
+fn answers(socket: &Path) -> bool {
+    matches!(towpath_telemetry::admin::Client::connect(socket), Ok(Some(_)))
 }
 
 /// Detaches the XDP program.

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use towpath_telemetry::logging;
 
-use super::{Config, ConfigError, Document, Role};
+use super::{Config, ConfigError, Document, Remote, Role};
 
 /// The whole range of a key, for messages and documentation.
 struct Limits {
@@ -47,6 +47,8 @@ limits! {
     keyserver.retransmit_initial_ms: 10..=60_000;
     keyserver.retransmit_tries: 1..=20;
     keyserver.dpd_seconds: 0..=86_400;
+    channel.heartbeat_ms: 50..=60_000;
+    channel.dead_after_ms: 100..=600_000;
     keyserver.transfer_initial_ms: 10..=60_000;
     keyserver.transfer_tries: 1..=20;
     registry.lifetime_seconds: 30..=86_400;
@@ -68,6 +70,7 @@ pub(crate) fn check(config: &Config, document: &Document) -> Result<(), ConfigEr
     gateway(config, document)?;
     super::relay::check(&config.relay, document)?;
     keyserver(config, document)?;
+    channel(config, document)?;
     if let Err(error) = logging::check_filter(&config.log.filter) {
         return Err(document.invalid(
             "log.filter",
@@ -107,14 +110,109 @@ fn roles(config: &Config, document: &Document) -> Result<(), ConfigError> {
             ));
         }
     }
-    if seen.len() != 3 {
+    if seen.is_empty() {
         return Err(document.invalid(
             "roles",
-            "expected [\"gateway\", \"keyserver\", \"registry\"]: roles on separate machines need the channel between \
-             them, which this version does not have yet",
+            "is empty, expected at least one of gateway, keyserver, registry",
         ));
     }
     Ok(())
+}
+
+/// What runs elsewhere has to be reached, and proves who it is.
+fn channel(config: &Config, document: &Document) -> Result<(), ConfigError> {
+    let channel = &config.channel;
+    if !towpath_channel::valid_name(&channel.name) {
+        let message = format!(
+            "`{}`: expected 1 to 63 of a-z, 0-9 and inner `-`",
+            channel.name.escape_debug()
+        );
+        return Err(document.invalid("channel.name", message));
+    }
+    let here = |node: &Remote| node.name == channel.name;
+    let mut elsewhere = !channel.listen.is_empty();
+    let mut names = HashSet::new();
+    for (index, node) in config.gateway.keyserver.iter().enumerate() {
+        let key = format!("gateway.keyserver[{index}]");
+        remote(node, here(node) && config.runs(Role::Keyserver), &key, document)?;
+        if !names.insert(&node.name) {
+            return Err(document.invalid(&format!("{key}.name"), "is named twice"));
+        }
+        elsewhere |= !here(node);
+    }
+    if config.runs(Role::Gateway) && names.is_empty() && !config.runs(Role::Keyserver) {
+        let message = "is missing: the gateway needs at least one `[[gateway.keyserver]]`, or the keyserver in its process";
+        return Err(document.invalid("gateway.keyserver", message));
+    }
+    match (&channel.registry, config.runs(Role::Registry)) {
+        (Some(_), true) => {
+            return Err(document.invalid(
+                "channel.registry",
+                "is set, but the registry runs in this process",
+            ));
+        }
+        (Some(node), false) => {
+            remote(node, false, "channel.registry", document)?;
+            elsewhere = true;
+        }
+        (None, false) => {
+            return Err(document.invalid(
+                "channel.registry",
+                "is missing: the registry does not run in this process",
+            ));
+        }
+        (None, true) => {}
+    }
+    for (key, file) in [
+        ("channel.certificate", &channel.certificate),
+        ("channel.private_key", &channel.private_key),
+        ("channel.authority", &channel.authority),
+    ] {
+        if elsewhere && file.is_none() {
+            let message = "is missing: roles on several machines prove who they are; `towpath node` makes it";
+            return Err(document.invalid(key, message));
+        }
+    }
+    if channel.dead_after_ms < channel.heartbeat_ms.saturating_mul(2) {
+        let message = format!(
+            "is {}, expected at least twice channel.heartbeat_ms ({})",
+            channel.dead_after_ms, channel.heartbeat_ms
+        );
+        return Err(document.invalid("channel.dead_after_ms", message));
+    }
+    Ok(())
+}
+
+fn remote(node: &Remote, here: bool, key: &str, document: &Document) -> Result<(), ConfigError> {
+    if !towpath_channel::valid_name(&node.name) {
+        let message = format!(
+            "`{}`: expected 1 to 63 of a-z, 0-9 and inner `-`",
+            node.name.escape_debug()
+        );
+        return Err(document.invalid(&format!("{key}.name"), message));
+    }
+    let port = node.address.as_ref().and_then(|address| address.rsplit_once(':'));
+    let reachable =
+        port.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+    match &node.address {
+        None if here => Ok(()),
+        None => Err(document.invalid(
+            &format!("{key}.address"),
+            "is missing: only the keyserver of this process has none",
+        )),
+        Some(_) if here => Err(document.invalid(
+            &format!("{key}.address"),
+            "is set, but this is the keyserver of this process",
+        )),
+        Some(_) if reachable => Ok(()),
+        Some(address) => {
+            let message = format!(
+                "`{}`: expected HOST:PORT or [ADDRESS]:PORT",
+                address.escape_debug()
+            );
+            Err(document.invalid(&format!("{key}.address"), message))
+        }
+    }
 }
 
 fn gateway(config: &Config, document: &Document) -> Result<(), ConfigError> {
@@ -223,7 +321,22 @@ mod tests {
                 port("[gateway]\nframes = 1000"),
                 "t:2:10: key `gateway.frames`: is 1000, expected a power of two",
             ),
-            (port("roles = [\"gateway\"]"), "t:1:9: key `roles`: expected ["),
+            (
+                port("roles = [\"gateway\"]"),
+                "t: key `gateway.keyserver`: is missing: the gateway needs",
+            ),
+            (
+                refused("roles = [\"keyserver\"]"),
+                "t: key `channel.registry`: is missing",
+            ),
+            (
+                port("[channel]\nlisten = [\"[::1]:4510\"]"),
+                "t:1:1: key `channel.certificate`: is missing",
+            ),
+            (
+                port("[[gateway.keyserver]]\nname = \"ks1\"\naddress = \"nowhere\""),
+                "t:3:11: key `gateway.keyserver[0].address`: `nowhere`: expected HOST:PORT",
+            ),
             (
                 port("roles = [\"gateway\", \"gateway\"]"),
                 "t:1:21: key `roles[1]`: `gateway` is named twice",

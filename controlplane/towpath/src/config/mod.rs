@@ -10,6 +10,7 @@ pub(crate) mod relay;
 pub(crate) use check::check;
 pub(crate) use document::{ConfigError, Document};
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub(crate) relay: relay::Relay,
     /// IKE in the terminals' names.
     pub(crate) keyserver: Keyserver,
+    /// Roles on other machines.
+    pub(crate) channel: Channel,
     /// Registration of terminals.
     pub(crate) registry: Registry,
     /// Subscribers and their secrets.
@@ -55,6 +58,7 @@ impl Default for Config {
             gateway: Gateway::default(),
             relay: relay::Relay::default(),
             keyserver: Keyserver::default(),
+            channel: Channel::default(),
             registry: Registry::default(),
             store: Store::default(),
             admin: Admin::default(),
@@ -138,6 +142,8 @@ pub(crate) struct Gateway {
     pub(crate) requests_burst: u32,
     /// Interfaces.
     pub(crate) port: Vec<Port>,
+    /// Keyservers, nearest first; the one of this process when empty.
+    pub(crate) keyserver: Vec<Remote>,
 }
 
 impl Default for Gateway {
@@ -154,6 +160,7 @@ impl Default for Gateway {
             requests_per_second: 10,
             requests_burst: 40,
             port: Vec::new(),
+            keyserver: Vec::new(),
         }
     }
 }
@@ -188,6 +195,53 @@ pub(crate) enum PortRole {
     Access,
     /// Peers are here.
     Core,
+}
+
+/// A node elsewhere, or this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Remote {
+    /// The name in its certificate.
+    pub(crate) name: String,
+    /// Host name or address, and port; absent for this process.
+    pub(crate) address: Option<String>,
+}
+
+/// `[channel]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Channel {
+    /// This node's name.
+    pub(crate) name: String,
+    /// Its certificate, PEM.
+    pub(crate) certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub(crate) private_key: Option<PathBuf>,
+    /// The network's authority, PEM.
+    pub(crate) authority: Option<PathBuf>,
+    /// Where nodes reach the keyserver and the registry of this process.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// The registry, where it is elsewhere.
+    pub(crate) registry: Option<Remote>,
+    /// Milliseconds between signs of life.
+    pub(crate) heartbeat_ms: u32,
+    /// Milliseconds of silence after which the other end is gone.
+    pub(crate) dead_after_ms: u32,
+}
+
+impl Default for Channel {
+    fn default() -> Self {
+        Self {
+            name: "local".into(),
+            certificate: None,
+            private_key: None,
+            authority: None,
+            listen: Vec::new(),
+            registry: None,
+            heartbeat_ms: 500,
+            dead_after_ms: 2000,
+        }
+    }
 }
 
 /// `[keyserver]`.
@@ -337,6 +391,13 @@ pub(crate) struct Permissions {
 pub(crate) struct Debug {
     /// File that receives every key in hex. Whoever reads it reads the traffic.
     pub(crate) key_log: Option<PathBuf>,
+    /// File that receives a record of every ESP packet sealed, for tests of nonces. Not in release builds.
+    #[cfg(debug_assertions)]
+    pub(crate) nonce_log: Option<PathBuf>,
+    /// Stored sequence numbers start over with the daemon: what must not be, to show that it is found. Not in release
+    /// builds.
+    #[cfg(debug_assertions)]
+    pub(crate) danger_start_over: bool,
 }
 
 #[cfg(test)]
@@ -370,6 +431,16 @@ mod tests {
             gateway: Gateway {
                 bpf_object: Some("o".into()),
                 ..example().gateway
+            },
+            channel: Channel {
+                certificate: Some("c".into()),
+                private_key: Some("k".into()),
+                authority: Some("a".into()),
+                registry: Some(Remote {
+                    name: "r".into(),
+                    address: None,
+                }),
+                ..Channel::default()
             },
             ..Config::default()
         };

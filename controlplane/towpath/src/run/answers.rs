@@ -7,7 +7,9 @@ use towpath_common::counter::Counter as DataplaneCounter;
 use towpath_gateway::datapath::{SaCounters, SaKey};
 use towpath_gateway::worker::Snapshot;
 use towpath_ike::IkeState;
+use towpath_keyserver::Keyserver;
 use towpath_keyserver::pairs::{Child, PairKey};
+use towpath_registry::Registry;
 use towpath_telemetry::admin::{
     AdminError, Counter, ErrorKind, PortStatus, Reply, Request, SaFilter, SaInfo, Stats, Status, Traffic,
 };
@@ -33,27 +35,37 @@ impl Daemon {
             }
             Request::FlowList(filter) => Ok(Reply::FlowList(self.flows(&filter).await)),
             Request::Stats => self.stats().await,
-            Request::IkeList => Ok(Reply::IkeList(self.ike_sas(now))),
-            Request::Ike(request) => self.answer_ike(now, request),
+            Request::IkeList => Ok(Reply::IkeList(self.roles.ike_sas(now))),
+            Request::Ike(request) => {
+                let keys = self.config.debug.key_log.is_some();
+                self.roles.answer_ike(now, request, keys)
+            }
             Request::Manual(request) => self.answer_manual(now, request),
             Request::Policy(request) => self.answer_policy(request),
             Request::ExportKeys { segment, spi } => self.export_keys(segment, spi),
             Request::Capture(request) => self.start_capture(now, &request).await,
             Request::CaptureRead { id } => self.read_capture(now, id),
             Request::CaptureStop { id } => self.stop_capture(id),
-            Request::Subscriber(request) => self.registry.handle_admin(now, request),
+            Request::Subscriber(request) => self.roles.subscriber(now, request),
             // The server itself streams them.
             Request::Events => Ok(Reply::Events),
         }
     }
 
     fn status(&mut self, now: Instant) -> Answer {
-        let established = self
-            .keyserver
-            .ike_sas(now)
+        let keyserver = self.roles.keyserver.as_ref();
+        let ike_sas = || keyserver.into_iter().flat_map(|keyserver| keyserver.ike_sas(now));
+        let established = ike_sas()
             .filter(|info| info.state == IkeState::Established)
             .count() as u64;
-        let total = self.keyserver.ike_sas(now).count() as u64;
+        let total = ike_sas().count() as u64;
+        let registry = self.roles.registry.as_ref();
+        // Without a registry here: those this gateway serves.
+        let registered = self
+            .control
+            .served()
+            .filter(|(_, addresses)| !addresses.is_empty())
+            .count() as u64;
         let ports = self.dataplane.ports().iter().map(|port| PortStatus {
             name: port.device.name.clone(),
             ifindex: port.device.ifindex,
@@ -72,11 +84,11 @@ impl Daemon {
             roles: self.config.roles.iter().map(|role| role.name().into()).collect(),
             ports: ports.collect(),
             workers: 1,
-            subscribers: self.registry.subscribers(),
-            registered: self.registry.registered(),
+            subscribers: registry.map_or_else(|| self.control.served().count() as u64, Registry::subscribers),
+            registered: registry.map_or(registered, Registry::registered),
             ike_sas: established,
             ike_half_open: total - established,
-            child_sas: self.keyserver.child_sas().count() as u64,
+            child_sas: keyserver.map_or(0, |keyserver| keyserver.child_sas().count() as u64),
         }))
     }
 
@@ -88,8 +100,10 @@ impl Daemon {
             .map(|(_, key, counters)| (key, counters))
             .collect();
         let mut infos: Vec<SaInfo> = self
+            .roles
             .keyserver
-            .child_sas()
+            .iter()
+            .flat_map(Keyserver::child_sas)
             .filter_map(|(key, subscriber, child)| self.sa(now, key, subscriber, child, &traffic))
             .chain(self.manual_sas(&traffic))
             .filter(|sa| matches(filter, sa))
@@ -170,19 +184,22 @@ impl Daemon {
                 .map(|(reason, packets)| named("worker_drop", reason.name(), reason.text(), packets)),
         );
         counters.extend(self.relay_counters().await);
-        let refused = DropReason::ALL
-            .iter()
-            .zip(self.refused)
-            .filter(|(_, count)| *count > 0);
-        counters.extend(
-            refused.map(|(reason, packets)| named("control_drop", reason.name(), reason.text(), packets)),
-        );
+        counters.extend(control_drops(&self.refused));
         if self.degraded_sas > 0 {
             let text = "directions of shared-key SAs that fell to class none";
             counters.push(named("gateway", "class_degraded", text, self.degraded_sas));
         }
         Ok(Reply::Stats(Stats { counters }))
     }
+}
+
+/// Messages of the control path that were refused.
+pub(super) fn control_drops(refused: &[u64; DropReason::COUNT]) -> impl Iterator<Item = Counter> {
+    let refused = DropReason::ALL
+        .iter()
+        .zip(refused)
+        .filter(|(_, count)| **count > 0);
+    refused.map(|(reason, packets)| named("control_drop", reason.name(), reason.text(), *packets))
 }
 
 fn named(group: &str, name: &str, text: &str, packets: u64) -> Counter {

@@ -2,34 +2,33 @@
 //!
 //! The types are those of `towpath-fabric`; with everything in one process they are passed as values.
 
+use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use anyhow::{Context, Result};
 use towpath_base::crypto::Rng;
 use towpath_base::profile::Subscriber;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_bpf::{CompiledProfile, Dataplane};
+use towpath_channel::{Event as LinkEvent, Part};
 use towpath_common::wire::PORT_IKE;
-use towpath_crypto::{IkeCrypto, SystemRng};
-use towpath_fabric::{Datagram, FromKeyserver, FromRegistry, GatewaySa, NodeName, ToRegistry};
+use towpath_crypto::SystemRng;
+use towpath_fabric::{Datagram, FromKeyserver, GatewaySa, NodeName, ToKeyserver, ToRegistry};
 use towpath_gateway::control::{Control, Limits, Output};
 use towpath_gateway::datagram;
 use towpath_gateway::datapath::SaKey;
+use towpath_gateway::keyservers::Keyservers;
 use towpath_gateway::stored::{Installation, Stored};
 use towpath_gateway::worker::{FromWorker, Worker};
 use towpath_ipsec::shared::Wanted;
 use towpath_kernel::{RawIpSender, SendError};
-use towpath_keyserver::Keyserver;
 use towpath_keyx::ReservedSpi;
-use towpath_keyx::transfer::Backoff;
-use towpath_registry::{Destination, Registry};
-use towpath_store::{Kek, RedbStore, Store};
-use towpath_telemetry::admin::{Event, EventBus, Request, Responder};
+use towpath_keyx::message;
+use towpath_store::{RedbStore, Store};
+use towpath_telemetry::admin::{EventBus, Request, Responder};
 
-use super::keylog::KeyLog;
+use super::Process;
 use super::manual::{Capture, KeptKeys, sa_key};
+use super::roles::{FromRoles, Roles};
 use crate::config::Config;
 
 /// Everything that runs here.
@@ -38,8 +37,10 @@ pub(super) struct Daemon {
     pub(super) dataplane: Dataplane,
     pub(super) worker: Worker,
     pub(super) control: Control,
-    pub(super) keyserver: Keyserver<IkeCrypto, SystemRng>,
-    pub(super) registry: Registry<SystemRng>,
+    /// Keyserver and registry, here or elsewhere.
+    pub(super) roles: Roles,
+    /// Which keyserver serves whom.
+    pub(super) keyservers: Keyservers,
     pub(super) started: Instant,
     /// Messages of the control path that were refused, by reason.
     pub(super) refused: [u64; DropReason::COUNT],
@@ -47,7 +48,6 @@ pub(super) struct Daemon {
     compiled: HashMap<SubscriberHandle, CompiledProfile>,
     kernel: RawIpSender,
     events: EventBus,
-    keylog: Option<KeyLog>,
     /// SAs and policies that people brought.
     pub(super) stored: Stored,
     /// For `sa export-wireshark`, with the permission.
@@ -60,40 +60,48 @@ pub(super) struct Daemon {
     pub(super) degraded_sas: u64,
 }
 
+/// What tests of nonces ask for.
+#[cfg(debug_assertions)]
+fn watched(mut stored: Stored, debug: &crate::config::Debug) -> Result<Stored> {
+    if let Some(path) = &debug.nonce_log {
+        towpath_crypto::esp::recorder::record_nonces(path).context("debug.nonce_log")?;
+    }
+    if debug.danger_start_over {
+        stored.danger_start_over();
+    }
+    Ok(stored)
+}
+
 impl Daemon {
     /// Opens the store and makes the roles; nothing is served before [`Self::start`].
-    pub(super) fn new(
+    pub(super) async fn new(
         config: Config,
+        store: RedbStore,
         dataplane: Dataplane,
         worker: Worker,
         events: EventBus,
     ) -> Result<Self> {
-        let kek = Kek::load(&config.store.kek_file)?;
-        let store = RedbStore::open(&config.store.path, &kek)?;
-        let now = super::now();
-        let unix_now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let find = |operator: &str, name: &str| match store.find(operator, name) {
             Ok(found) => found.map(|subscriber| subscriber.handle),
             Err(_) => None,
         };
         let stored = Stored::open(Box::new(store.clone()), seed(), find).context("stored SAs")?;
-        let registry = Registry::new(
-            Box::new(store),
-            registry_config(&config),
-            SystemRng,
-            now,
-            unix_now,
-        )?;
+        #[cfg(debug_assertions)]
+        let stored = watched(stored, &config.debug)?;
+        let roles = Roles::new(&config, Some(store)).await?;
+        let keyservers = match config.gateway.keyserver.as_slice() {
+            [] => vec![roles.name().clone()],
+            list => list.iter().map(|node| NodeName(node.name.clone())).collect(),
+        };
         let limits = Limits {
             sealed_per_second: config.gateway.requests_per_second,
             sealed_burst: config.gateway.requests_burst,
         };
-        let keylog = config.debug.key_log.as_deref().map(KeyLog::create).transpose()?;
         Ok(Self {
             control: Control::new(ReservedSpi(config.gateway.reserved_spi), limits),
-            keyserver: Keyserver::new(keyserver_config(&config), IkeCrypto, SystemRng),
-            registry,
-            started: now,
+            roles,
+            keyservers: Keyservers::new(keyservers),
+            started: super::now(),
             refused: [0; DropReason::COUNT],
             compiled: HashMap::new(),
             kernel: RawIpSender::new(None).context("raw sockets")?,
@@ -101,20 +109,12 @@ impl Daemon {
             dataplane,
             worker,
             events,
-            keylog,
             stored,
             kept: KeptKeys::new(),
             capture: None,
             captures: 0,
             degraded_sas: 0,
         })
-    }
-
-    /// Serves the fixed attachments and the registrations that outlived the former process.
-    pub(super) fn start(&mut self, now: Instant) {
-        self.forget_stale_profiles();
-        self.install_stored();
-        self.settle(now);
     }
 
     /// Manual SAs go on where the former process can have been at most.
@@ -139,7 +139,7 @@ impl Daemon {
 
     /// Hands a stored SA to the worker.
     pub(super) fn give(&mut self, installation: Installation) {
-        if let Some(keylog) = &mut self.keylog {
+        if let Some(keylog) = &mut self.roles.keylog {
             keylog.sa(&installation.sa);
         }
         self.keep(&installation.sa);
@@ -175,47 +175,6 @@ impl Daemon {
         }
     }
 
-    /// A message of a worker.
-    pub(super) fn handle_worker(&mut self, now: Instant, message: FromWorker) {
-        match message {
-            FromWorker::Packet { subscriber, packet } => self.control.handle_packet(now, subscriber, &packet),
-            FromWorker::Notice(notice) => self.control.handle_notice(now, notice),
-            FromWorker::InstallFailed(key) => {
-                tracing::error!(terminal = %key.local, peer = %key.remote, "the worker refused an SA");
-            }
-        }
-        self.settle(now);
-    }
-
-    /// A request of the command line.
-    pub(super) async fn handle_admin(&mut self, now: Instant, request: Request, responder: Responder) {
-        let answer = self.answer(now, request).await;
-        self.settle(now);
-        responder.respond(answer);
-    }
-
-    /// Lets every due timer act.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
-        self.keyserver.handle_timeout(now);
-        self.registry.handle_timeout(now);
-        self.end_idle_capture(now);
-        self.settle(now);
-    }
-
-    /// When [`Self::handle_timeout`] is next wanted.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        [self.keyserver.poll_timeout(), self.registry.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// Tells the peers that their SAs end.
-    pub(super) fn shutdown(&mut self, now: Instant) {
-        self.keyserver.shutdown(now);
-        self.settle(now);
-    }
-
     /// Passes messages between the roles until nobody has anything to say.
     fn settle(&mut self, now: Instant) {
         loop {
@@ -224,18 +183,18 @@ impl Daemon {
                 quiet = false;
                 self.carry_out(now, output);
             }
-            while let Some(message) = self.keyserver.poll_gateway() {
+            self.roles.settle(now);
+            while let Some(message) = self.roles.poll_gateway() {
                 quiet = false;
-                self.log_keys(&message);
-                self.control.handle_keyserver(message);
+                self.handle_roles(now, message);
             }
-            while let Some(message) = self.keyserver.poll_registry() {
+            while let Some(subscriber) = self.keyservers.poll_ask(now) {
                 quiet = false;
-                self.registry.handle(now, &NodeName::default(), message);
+                self.control.ask_to_register(now, subscriber);
             }
-            while let Some((destination, message)) = self.registry.poll() {
+            while let Some(key) = self.keyservers.poll_remove(now) {
                 quiet = false;
-                self.deliver(now, destination, message);
+                self.carry_out(now, Output::Remove(key));
             }
             if quiet {
                 return;
@@ -243,48 +202,71 @@ impl Daemon {
         }
     }
 
-    fn deliver(&mut self, now: Instant, destination: Destination, message: FromRegistry) {
-        match destination {
-            Destination::Gateway(_) => self.control.handle_registry(message),
-            Destination::Keyserver(_) => {
-                if let (Some(keylog), FromRegistry::Session(grant)) = (&mut self.keylog, &message) {
-                    keylog.session(grant);
-                }
-                self.keyserver.handle_registry(now, message);
+    /// A message of the keyserver or the registry, wherever it is.
+    fn handle_roles(&mut self, now: Instant, message: FromRoles) {
+        match message {
+            FromRoles::Keyserver(from, message) => {
+                self.log_keys(&message);
+                self.keyservers.observe(now, &from, &message);
+                self.control.handle_keyserver(message);
             }
+            FromRoles::Registry(message) => self.control.handle_registry(message),
+            FromRoles::KeyserverUp(name) => self.keyservers.went_up(now, &name),
+            FromRoles::KeyserverDown(name) => self.keyservers.went_down(now, &name),
+            FromRoles::RegistryUp => self.control.registry_connected(),
         }
     }
 
     fn log_keys(&mut self, message: &FromKeyserver) {
-        if let (Some(keylog), FromKeyserver::Install(sa)) = (&mut self.keylog, message) {
+        if let (Some(keylog), FromKeyserver::Install(sa)) = (&mut self.roles.keylog, message) {
             keylog.sa(sa);
         }
+    }
+
+    /// To the keyserver of the subscriber the message is about. While none is up it is lost: whoever sent it repeats.
+    fn to_keyserver(&mut self, now: Instant, message: ToKeyserver) {
+        let subscriber = match &message {
+            ToKeyserver::FromTerminal { subscriber, .. }
+            | ToKeyserver::IkeFromPeer { subscriber, .. }
+            | ToKeyserver::Expiring { subscriber, .. } => *subscriber,
+        };
+        let Some(keyserver) = self.keyservers.of(subscriber) else {
+            return self.count(DropReason::NoKeyserver);
+        };
+        if matches!(message, ToKeyserver::IkeFromPeer { .. }) {
+            self.keyservers.active(now, subscriber);
+        }
+        self.roles.to_keyserver(now, &keyserver, message);
+    }
+
+    /// A registration says which keyserver is to have the session.
+    fn to_registry(&mut self, now: Instant, mut message: ToRegistry) {
+        if let ToRegistry::Register { datagram, keyserver } = &mut message
+            && let Ok(header) = message::peek(&datagram.payload)
+        {
+            *keyserver = self.keyservers.of(header.subscriber);
+        }
+        self.roles.to_registry(now, Part::Gateway, message);
     }
 
     fn carry_out(&mut self, now: Instant, output: Output) {
         match output {
             Output::ToKeyserver(message) => {
                 if !self.manual_expired(&message) {
-                    self.keyserver.handle_gateway(now, message);
+                    self.to_keyserver(now, message);
                 }
             }
-            Output::ToRegistry(message) => {
-                let message = match message {
-                    ToRegistry::Register { datagram, .. } => ToRegistry::Register {
-                        datagram,
-                        keyserver: Some(NodeName::default()),
-                    },
-                    other => other,
-                };
-                self.registry.handle(now, &NodeName::default(), message);
-            }
+            Output::ToRegistry(message) => self.to_registry(now, message),
             Output::Transmit(packet) => self.transmit(&packet),
             Output::TransmitToTerminal { terminal, payload } => self.send_to_terminal(terminal, payload),
             Output::Serve {
                 subscriber,
                 addresses,
             } => self.serve(&subscriber, &addresses),
-            Output::Unserve(handle) => self.unserve(handle),
+            Output::Unserve(handle) => {
+                self.keyservers.forget(handle);
+                self.unserve(handle);
+            }
             Output::Install(sa) => {
                 self.keep(&sa);
                 self.worker.install(sa);
@@ -374,24 +356,59 @@ impl Daemon {
     }
 
     pub(super) fn publish(&self, event: towpath_fabric::Event) {
-        let towpath_fabric::Event {
-            subscriber,
-            terminal,
-            peer,
-            kind,
-            text,
-        } = event;
-        let who = terminal.map_or(String::new(), |terminal| format!(" {terminal}"));
-        let whom = peer.map_or(String::new(), |peer| format!(" with {peer}"));
-        tracing::info!(target: "towpath::events", "{subscriber}{who}{whom}: {kind}: {text}");
-        self.events.publish(Event {
-            subscriber,
-            terminal,
-            peer,
-            kind,
-            text,
-            ..Event::default()
-        });
+        super::publish(&self.events, event);
+    }
+}
+
+impl Process for Daemon {
+    /// Serves the fixed attachments and the registrations that outlived the former process.
+    fn start(&mut self, now: Instant) {
+        self.forget_stale_profiles();
+        self.install_stored();
+        self.settle(now);
+    }
+
+    fn roles(&mut self) -> &mut Roles {
+        &mut self.roles
+    }
+
+    fn handle_worker(&mut self, now: Instant, message: FromWorker) {
+        match message {
+            FromWorker::Packet { subscriber, packet } => self.control.handle_packet(now, subscriber, &packet),
+            FromWorker::Notice(notice) => self.control.handle_notice(now, notice),
+            FromWorker::InstallFailed(key) => {
+                tracing::error!(terminal = %key.local, peer = %key.remote, "the worker refused an SA");
+            }
+        }
+        self.settle(now);
+    }
+
+    async fn handle_admin(&mut self, now: Instant, request: Request, responder: Responder) {
+        let answer = self.answer(now, request).await;
+        self.settle(now);
+        responder.respond(answer);
+    }
+
+    fn handle_channel(&mut self, now: Instant, event: LinkEvent) {
+        self.roles.handle_channel(now, event);
+        self.settle(now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.roles.handle_timeout(now);
+        self.keyservers.handle_timeout(now);
+        self.end_idle_capture(now);
+        self.settle(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let roles = self.roles.poll_timeout();
+        roles.into_iter().chain(self.keyservers.poll_timeout()).min()
+    }
+
+    fn shutdown(&mut self, now: Instant) {
+        self.roles.shutdown(now);
+        self.settle(now);
     }
 }
 
@@ -412,42 +429,4 @@ fn own_address(destination: SocketAddr) -> std::io::Result<IpAddr> {
     let socket = UdpSocket::bind(any)?;
     socket.connect(destination)?;
     Ok(socket.local_addr()?.ip())
-}
-
-fn registry_config(config: &Config) -> towpath_registry::Config {
-    let registry = &config.registry;
-    towpath_registry::Config {
-        lifetime_seconds: registry.lifetime_seconds,
-        keepalive_seconds: registry.keepalive_seconds,
-        registrations_per_minute: registry.registrations_per_minute,
-        registrations_burst: registry.registrations_burst,
-    }
-}
-
-fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
-    let keyserver = &config.keyserver;
-    let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
-    towpath_keyserver::Config {
-        ike: towpath_ike::Config {
-            retransmit: towpath_ike::Retransmit {
-                first: Duration::from_millis(keyserver.retransmit_initial_ms.into()),
-                transmissions: u8::try_from(keyserver.retransmit_tries).unwrap_or(u8::MAX),
-                ..towpath_ike::Config::default().retransmit
-            },
-            half_open_total: size(keyserver.max_half_open),
-            cookie_threshold: size(keyserver.cookie_threshold),
-            ike_sas_total: size(keyserver.max_ike_sas),
-            ready_within: towpath_keyserver::READY_WITHIN,
-            danger_export_keys: config.debug.key_log.is_some(),
-            mobike: keyserver.mobike,
-            dpd_after: (keyserver.dpd_seconds > 0).then(|| Duration::from_secs(keyserver.dpd_seconds.into())),
-            ..towpath_ike::Config::default()
-        },
-        transfers: Backoff {
-            first: Duration::from_millis(keyserver.transfer_initial_ms.into()),
-            transmissions: keyserver.transfer_tries,
-            ..Backoff::default()
-        },
-        ..towpath_keyserver::Config::default()
-    }
 }

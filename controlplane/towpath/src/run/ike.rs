@@ -5,24 +5,31 @@ use towpath_base::{Instant, Spi};
 use towpath_ike::{IkeSaId, IkeSaInfo, IkeSaKeys, Role};
 use towpath_telemetry::admin::{AdminError, ErrorKind, IkeChild, IkeInfo, IkeRequest, Reply};
 
-use super::daemon::Daemon;
+use super::roles::Roles;
 
 type Answer = Result<Reply, AdminError>;
 
-impl Daemon {
+impl Roles {
     /// The IKE SAs, oldest name first.
     pub(super) fn ike_sas(&self, now: Instant) -> Vec<IkeInfo> {
-        self.keyserver.ike_sas(now).map(|info| self.ike(info)).collect()
+        let Some(keyserver) = &self.keyserver else {
+            return Vec::new();
+        };
+        keyserver.ike_sas(now).map(|info| self.ike(info)).collect()
     }
 
     fn ike(&self, info: IkeSaInfo) -> IkeInfo {
-        let subscriber = self.keyserver.subscriber_at(info.local.ip());
+        let local = info.local.ip();
+        let subscriber = self
+            .keyserver
+            .as_ref()
+            .map(|keyserver| keyserver.subscriber_at(local));
         let child = |(spi_in, spi_out): (Spi, Spi)| IkeChild {
             spi_in: spi_in.to_string(),
             spi_out: spi_out.to_string(),
         };
         IkeInfo {
-            subscriber,
+            subscriber: subscriber.unwrap_or_default(),
             local: info.local.ip(),
             remote: info.remote.ip(),
             local_id: info.local_id.map(|id| id.to_string()),
@@ -40,15 +47,15 @@ impl Daemon {
         }
     }
 
-    /// Answers one request about IKE SAs.
-    pub(super) fn answer_ike(&mut self, now: Instant, request: IkeRequest) -> Answer {
+    /// Answers one request about IKE SAs. `give_keys`: whether keys may be given out.
+    pub(super) fn answer_ike(&mut self, now: Instant, request: IkeRequest, give_keys: bool) -> Answer {
         match request {
             IkeRequest::Show { ike } => {
                 let info = self.find_ike(now, ike)?;
                 Ok(Reply::IkeList(vec![self.ike(info)]))
             }
             IkeRequest::Initiate { subscriber, peer } => {
-                let addresses = self.keyserver.addresses_of(&subscriber);
+                let addresses = self.keyserver()?.addresses_of(&subscriber);
                 let local = addresses.iter().find(|local| local.is_ipv4() == peer.is_ipv4());
                 let Some(local) = local.copied() else {
                     let name = subscriber.escape_debug();
@@ -57,30 +64,30 @@ impl Daemon {
                     );
                     return Err(AdminError::new(ErrorKind::NotFound, message));
                 };
-                let started = self.keyserver.ike_initiate(now, local, peer);
+                let started = self.keyserver_mut()?.ike_initiate(now, local, peer);
                 started.map_err(|error| AdminError::new(ErrorKind::Conflict, error.to_string()))?;
                 Ok(Reply::IkeStarted)
             }
             IkeRequest::Rekey { ike, child } => {
                 let info = self.find_ike(now, ike)?;
                 let child = child.map(|spi| find_child(&info, spi)).transpose()?;
-                started(ike, self.keyserver.ike_rekey(now, info.id, child))
+                started(ike, self.keyserver_mut()?.ike_rekey(now, info.id, child))
             }
             IkeRequest::Reauthenticate { ike } => {
                 let info = self.find_ike(now, ike)?;
-                started(ike, self.keyserver.ike_reauthenticate(now, info.id))
+                started(ike, self.keyserver_mut()?.ike_reauthenticate(now, info.id))
             }
             IkeRequest::Terminate { ike, child } => {
                 let info = self.find_ike(now, ike)?;
                 let child = child.map(|spi| find_child(&info, spi)).transpose()?;
-                started(ike, self.keyserver.ike_terminate(now, info.id, child))
+                started(ike, self.keyserver_mut()?.ike_terminate(now, info.id, child))
             }
-            IkeRequest::Keys { ike } => self.ike_keys(now, ike),
+            IkeRequest::Keys { ike } => self.ike_keys(now, ike, give_keys),
         }
     }
 
     fn find_ike(&self, now: Instant, spi: u64) -> Result<IkeSaInfo, AdminError> {
-        let mut all = self.keyserver.ike_sas(now);
+        let mut all = self.keyserver()?.ike_sas(now);
         let found = all.find(|info| info.spi_i.0 == spi || info.spi_r.0 == spi);
         found.ok_or_else(|| {
             let message = format!("no IKE SA has SPI {spi:016x}; `towpath ike list` shows those there are");
@@ -88,19 +95,18 @@ impl Daemon {
         })
     }
 
-    fn ike_keys(&self, now: Instant, spi: Option<u64>) -> Answer {
-        if self.config.debug.key_log.is_none() {
+    fn ike_keys(&self, now: Instant, spi: Option<u64>, give_keys: bool) -> Answer {
+        if !give_keys {
             let message = "keys are not given out: the configuration does not set debug.key_log";
             return Err(AdminError::invalid(message));
         }
         let ids: Vec<IkeSaId> = match spi {
             Some(spi) => vec![self.find_ike(now, spi)?.id],
-            None => self.keyserver.ike_sas(now).map(|info| info.id).collect(),
+            None => self.keyserver()?.ike_sas(now).map(|info| info.id).collect(),
         };
         tracing::warn!(sas = ids.len(), "keys of IKE SAs given out to the command line");
-        let keys = ids
-            .into_iter()
-            .filter_map(|id| self.keyserver.danger_ike_keys(id));
+        let keyserver = self.keyserver()?;
+        let keys = ids.into_iter().filter_map(|id| keyserver.danger_ike_keys(id));
         Ok(Reply::IkeKeys(keys.map(|keys| wireshark(&keys)).collect()))
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use towpath_base::manual::ManualSa;
 use towpath_base::policy::Policy;
+use towpath_base::profile::Subscriber;
 use towpath_base::sa::{Class, EspKeys};
 use towpath_base::{Instant, Spi, SubscriberHandle};
 use towpath_fabric::{Event, GatewayKeys, GatewaySa, ToKeyserver};
@@ -88,16 +89,31 @@ impl Daemon {
         }
     }
 
+    /// The record of the registry here; of one elsewhere, what it had this gateway serve.
+    fn subscriber(&mut self, now: Instant, name: SubscriberName) -> Result<Subscriber, AdminError> {
+        if self.roles.registry.is_none() {
+            let mut served = self.control.served();
+            let same = |subscriber: &&Subscriber| {
+                subscriber.name == name.name && subscriber.operator == name.operator
+            };
+            let found = served.find_map(|(subscriber, _)| Some(subscriber).filter(same).cloned());
+            return found.ok_or_else(|| {
+                let message = format!("no subscriber `{}` is served here now", name.name.escape_debug());
+                AdminError::new(ErrorKind::NotFound, message)
+            });
+        }
+        match self.roles.subscriber(now, SubscriberRequest::Show(name))? {
+            Reply::Subscriber(attached) => Ok(attached.subscriber),
+            _ => Err(AdminError::internal("the registry answered something else")),
+        }
+    }
+
     fn add_manual(&mut self, now: Instant, sa: ManualSa) -> Answer {
         let name = SubscriberName {
             operator: sa.operator.clone(),
             name: sa.subscriber.clone(),
         };
-        let reply = self.registry.handle_admin(now, SubscriberRequest::Show(name))?;
-        let Reply::Subscriber(attached) = reply else {
-            return Err(AdminError::internal("the registry answered something else"));
-        };
-        let subscriber = attached.subscriber;
+        let subscriber = self.subscriber(now, name)?;
         if !subscriber.may_use(sa.terminal) {
             return Err(AdminError::invalid(format!(
                 "terminal: {} is none of the addresses of subscriber `{}`",
@@ -105,9 +121,11 @@ impl Daemon {
                 subscriber.name.escape_debug()
             )));
         }
-        let negotiated = self.keyserver.child_sas().any(|(pair, _, child)| {
-            (pair.local == sa.terminal && child.spi_in == sa.spi_in)
-                || (pair.remote == sa.peer && child.spi_out == sa.spi_out)
+        let negotiated = self.roles.keyserver.as_ref().is_some_and(|keyserver| {
+            keyserver.child_sas().any(|(pair, _, child)| {
+                (pair.local == sa.terminal && child.spi_in == sa.spi_in)
+                    || (pair.remote == sa.peer && child.spi_out == sa.spi_out)
+            })
         });
         if negotiated {
             let text = "spi: a negotiated SA has this SPI and destination; choose another SPI";

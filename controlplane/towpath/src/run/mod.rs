@@ -4,6 +4,8 @@
 //! |---|---|
 //! | this one | start-up and the event loop |
 //! | [`daemon`] | the roles, and the messages between them |
+//! | [`roles`] | keyserver and registry, here or behind channels |
+//! | [`node`] | a process without a gateway |
 //! | [`answers`], [`ike`] | what the admin socket is told |
 //! | [`relay`] | the TCP relay's parameters |
 //! | [`flow`] | what it is told of TCP connections |
@@ -16,7 +18,9 @@ mod flow;
 mod ike;
 mod keylog;
 mod manual;
+mod node;
 mod relay;
+mod roles;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant as SystemInstant};
@@ -27,17 +31,21 @@ use tokio::sync::mpsc;
 use towpath_afxdp::{PortQueue, Sockets};
 use towpath_base::Instant;
 use towpath_bpf::{Dataplane, Mode, Options, PortSpec, find_object};
+use towpath_channel::Event as LinkEvent;
 use towpath_common::abi::Role as PortSide;
 use towpath_crypto::SystemRng;
 use towpath_gateway::datapath::Datapath;
-use towpath_gateway::worker::{Parts, Worker};
+use towpath_gateway::worker::{FromWorker, Parts, Worker};
 use towpath_kernel::RawIpSender;
+use towpath_store::{Kek, RedbStore};
 use towpath_tcp::IsnSecret;
-use towpath_telemetry::admin::{AdminServer, EventBus};
+use towpath_telemetry::admin::{AdminServer, Event, EventBus, Request, Responder};
 use towpath_telemetry::logging;
 
-use crate::config::{Config, PortRole, XdpMode};
+use crate::config::{Config, PortRole, Role, XdpMode};
 use daemon::Daemon;
+use node::Node;
+use roles::Roles;
 
 /// Packets the workers may have waiting for the control thread.
 const CONTROL_QUEUE: usize = 4096;
@@ -72,30 +80,78 @@ async fn serve(config: Config) -> Result<()> {
     let admin = AdminServer::bind(&config.admin.socket)
         .with_context(|| format!("admin socket {}", config.admin.socket.display()))?;
     let events = EventBus::new();
-    let (requests, mut inbox) = mpsc::channel(ADMIN_QUEUE);
-    let (to_control, mut from_workers) = mpsc::channel(CONTROL_QUEUE);
+    let (to_control, from_workers) = mpsc::channel(CONTROL_QUEUE);
+    let keeps = config.runs(Role::Gateway) || config.runs(Role::Registry);
+    let store = keeps.then(|| {
+        let kek = Kek::load(&config.store.kek_file)?;
+        RedbStore::open(&config.store.path, &kek)
+    });
+    let store = store.transpose()?;
+    if !config.runs(Role::Gateway) {
+        let node = Node::new(config, store, events.clone()).await?;
+        return turns(node, from_workers, admin, events).await;
+    }
+    let store = store.context("a gateway keeps a store")?;
     let mut dataplane = load_dataplane(&config)?;
     let worker = start_worker(&config, &mut dataplane, to_control)?;
-    let mut daemon = Daemon::new(config, dataplane, worker, events.clone())?;
-    daemon.start(now());
+    let daemon = Daemon::new(config, store, dataplane, worker, events.clone()).await?;
+    turns(daemon, from_workers, admin, events).await
+}
+
+/// What the event loop drives.
+trait Process {
+    /// Everything is there: begin.
+    fn start(&mut self, now: Instant);
+    /// Keyserver, registry and channels.
+    fn roles(&mut self) -> &mut Roles;
+    /// A message of a worker.
+    fn handle_worker(&mut self, now: Instant, message: FromWorker);
+    /// A request of the command line.
+    async fn handle_admin(&mut self, now: Instant, request: Request, responder: Responder);
+    /// Something happened on a channel.
+    fn handle_channel(&mut self, now: Instant, event: LinkEvent);
+    /// Lets every due timer act.
+    fn handle_timeout(&mut self, now: Instant);
+    /// When [`Self::handle_timeout`] is next wanted.
+    fn poll_timeout(&self) -> Option<Instant>;
+    /// Tells the peers that their SAs end.
+    fn shutdown(&mut self, now: Instant);
+}
+
+/// The event loop.
+async fn turns<P: Process>(
+    mut process: P,
+    mut from_workers: mpsc::Receiver<FromWorker>,
+    admin: AdminServer,
+    events: EventBus,
+) -> Result<()> {
+    let (requests, mut inbox) = mpsc::channel(ADMIN_QUEUE);
+    process.start(now());
     let mut admin = tokio::spawn(admin.serve(requests, events));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!("towpath is up");
     loop {
-        let sleep = daemon
+        let sleep = process
             .poll_timeout()
             .map_or(LONGEST_SLEEP, |at| at.saturating_since(now()).min(LONGEST_SLEEP));
         tokio::select! {
             Some(message) = from_workers.recv() => {
-                daemon.handle_worker(now(), message);
+                process.handle_worker(now(), message);
                 for _ in 0..TURN {
                     let Ok(message) = from_workers.try_recv() else { break };
-                    daemon.handle_worker(now(), message);
+                    process.handle_worker(now(), message);
                 }
             }
-            Some((request, responder)) = inbox.recv() => daemon.handle_admin(now(), request, responder).await,
+            event = process.roles().channel_event() => {
+                process.handle_channel(now(), event);
+                for _ in 0..TURN {
+                    let Some(event) = process.roles().try_channel_event() else { break };
+                    process.handle_channel(now(), event);
+                }
+            }
+            Some((request, responder)) = inbox.recv() => process.handle_admin(now(), request, responder).await,
             () = tokio::time::sleep(sleep) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -104,14 +160,36 @@ async fn serve(config: Config) -> Result<()> {
                 bail!("the admin socket ended");
             }
         }
-        daemon.handle_timeout(now());
+        process.handle_timeout(now());
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping: telling the peers; ordinary traffic keeps flowing");
-    daemon.shutdown(now());
+    process.shutdown(now());
     tokio::time::sleep(GOODBYE).await;
     admin.abort();
     Ok(())
+}
+
+/// Shows an event to whoever watches, and logs it.
+fn publish(events: &EventBus, event: towpath_fabric::Event) {
+    let towpath_fabric::Event {
+        subscriber,
+        terminal,
+        peer,
+        kind,
+        text,
+    } = event;
+    let who = terminal.map_or(String::new(), |terminal| format!(" {terminal}"));
+    let whom = peer.map_or(String::new(), |peer| format!(" with {peer}"));
+    tracing::info!(target: "towpath::events", "{subscriber}{who}{whom}: {kind}: {text}");
+    events.publish(Event {
+        subscriber,
+        terminal,
+        peer,
+        kind,
+        text,
+        ..Event::default()
+    });
 }
 
 /// Tells the service manager, if there is one.
