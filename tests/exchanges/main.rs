@@ -8,6 +8,7 @@ mod collisions;
 mod floods;
 mod hybrid;
 mod lifecycle;
+mod losses;
 mod mobility;
 mod negotiation;
 mod pki;

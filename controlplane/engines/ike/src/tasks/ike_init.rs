@@ -225,6 +225,10 @@ fn again<K: KeyGenerator, R: Rng>(
         .notify(kind)
         .map(|notify| notify.data.to_vec())
         .unwrap_or_default();
+    if kind == NotifyType::COOKIE && data == init.cookie && !data.is_empty() {
+        // A copy on the way: this cookie was returned, and its puzzle solved.
+        return Err(DropReason::IkeUnexpected);
+    }
     if init.attempts >= MAX_ATTEMPTS {
         sa.end(core, now, FailReason::Notify(kind.0));
         return Ok(());
