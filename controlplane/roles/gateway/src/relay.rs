@@ -372,11 +372,15 @@ impl Relay {
         let Some(pair) = pairs.get(pair_index) else {
             return Fate::Onward;
         };
-        let twin = by_address
-            .get(&(pair.remote, pair.local))
-            .and_then(|index| pairs.get(*index))
-            .filter(|twin| twin.is_relayed());
+        // Only asked of what is not a connection yet, or not the relay's.
+        let twin = || {
+            by_address
+                .get(&(pair.remote, pair.local))
+                .and_then(|index| pairs.get(*index))
+                .filter(|twin| twin.is_relayed())
+        };
         let admit = |key: &FlowKey| {
+            let twin = twin();
             if twin.is_some_and(|twin| twin.local < pair.local) {
                 return None;
             }
@@ -399,7 +403,7 @@ impl Relay {
                     let rules = rules.get(&pair.subscriber).unwrap_or(&config.rules);
                     let splits =
                         |opener| rules.decide(&key, opener, Class::Full).treatment == Treatment::Split;
-                    let owner = twin.is_none_or(|twin| pair.local < twin.local);
+                    let owner = twin().is_none_or(|twin| pair.local < twin.local);
                     if owner && Side::BOTH.into_iter().all(splits) {
                         orphans.note(now, pair_index, from, &tcp);
                     }

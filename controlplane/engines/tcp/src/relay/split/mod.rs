@@ -146,9 +146,14 @@ impl SplitRelay {
             && self.buffered < self.config.max_buffered
     }
 
+    /// A segment of a connection that is there. What follows from it is seen to when the connection's turn to send
+    /// comes: segments that arrive together are passed on, and acknowledged, as one.
     fn input_known(&mut self, now: Instant, from: Side, key: FlowKey, packet: &TcpPacket<'_>) {
-        let full = self.buffered >= self.config.max_buffered;
-        let Some(flow) = self.live(&key) else { return };
+        let full = self.buffered >= self.config.max_buffered && !packet.segment.payload.is_empty();
+        let Some(slot) = self.flows.get_mut(&key) else {
+            return;
+        };
+        let Some(flow) = slot.live() else { return };
         note_seen(flow, from, packet);
         if flow.is_of_opener(from) {
             // The SYN again, or its sender gave up.
@@ -159,18 +164,23 @@ impl SplitRelay {
         }
         flow.active_at = now;
         let mut segment = packet.segment;
-        if full && !segment.payload.is_empty() {
+        if full {
             // No memory for the data: what the segment says of ours still counts.
             segment.payload = &[];
             segment.header.flags = segment.header.flags.without(Flags::FIN);
+            self.stats.over_memory += 1;
         }
         if let Some(end) = flow.end_mut(from) {
             end.handle_input(now, &segment, packet.ecn);
         }
-        if full && !packet.segment.payload.is_empty() {
-            self.stats.over_memory += 1;
+        // The bound on memory holds for what is not passed on yet, too.
+        self.buffered += segment.payload.len();
+        slot.buffered += segment.payload.len();
+        slot.changed = true;
+        if !slot.ready {
+            slot.ready = true;
+            self.ready.push_back(key);
         }
-        self.touch(now, key);
     }
 
     /// Begins a connection with the SYN in `packet`.
@@ -339,6 +349,7 @@ impl SplitRelay {
         let Some(slot) = self.flows.get_mut(&key) else {
             return;
         };
+        slot.changed = false;
         let used = self.buffered - slot.buffered;
         let room = self.config.max_buffered.saturating_sub(used);
         if let Some(flow) = slot.live() {
@@ -357,6 +368,9 @@ impl SplitRelay {
     /// Writes the next packet into `out`; `None` when nothing may go now.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         while let Some(key) = self.ready.front().copied() {
+            if self.flows.get(&key).is_some_and(|slot| slot.changed) {
+                self.touch(now, key);
+            }
             if let Some(transmit) = self.transmit_flow(now, key, out) {
                 self.burst += 1;
                 if self.burst >= BURST {
@@ -440,7 +454,9 @@ impl SplitRelay {
             .next_deadline()
             .filter(|(at, _)| *at <= watch.0)
             .unwrap_or(watch);
-        if slot.deadline != Some(deadline) {
+        // A deadline that moved later is left where it is: it expires without effect and is set anew, which is less work
+        // than moving it with every segment.
+        if slot.deadline.is_none_or(|(due, _)| deadline.0 < due) {
             if let Some((old, _)) = slot.deadline.replace(deadline) {
                 self.deadlines.remove(&(old, key));
             }

@@ -25,6 +25,8 @@ pub(super) struct Slot {
     pub(super) deadline: Option<(Instant, Timer)>,
     /// It stands in the queue of those with something to send.
     pub(super) ready: bool,
+    /// Segments arrived whose consequences are not drawn yet.
+    pub(super) changed: bool,
     /// The path it belongs to.
     pub(super) tag: u64,
     /// What was chosen for it.
@@ -40,6 +42,7 @@ impl Slot {
             stored: Stored::Live(Box::new(flow)),
             deadline: None,
             ready: false,
+            changed: false,
             tag,
             opening,
             buffered: 0,
