@@ -32,16 +32,18 @@ type Rank = usize;
 
 #[derive(Debug, Default)]
 struct Terminal {
-    keyserver: Rank,
+    /// Where its session is, if it can have one.
+    keyserver: Option<Rank>,
     /// SAs by the keyserver that made them.
     sas: HashSet<(Rank, IpAddr, IpAddr, Spi, Spi)>,
-    /// Last IKE message of the terminal's present keyserver.
-    active: Instant,
+    /// Last IKE message, if there was one.
+    active: Option<Instant>,
 }
 
 impl Terminal {
     fn idle(&self, now: Instant) -> bool {
-        self.sas.iter().all(|sa| sa.0 != self.keyserver) && now.saturating_since(self.active) >= QUIET
+        let quiet = |active: Instant| now.saturating_since(active) >= QUIET;
+        self.sas.iter().all(|sa| Some(sa.0) != self.keyserver) && self.active.is_none_or(quiet)
     }
 }
 
@@ -82,19 +84,23 @@ impl Keyservers {
     }
 
     /// The keyserver that serves `subscriber`, where its messages and its registrations go. `None` while none is up.
-    pub fn of(&mut self, subscriber: SubscriberHandle) -> Option<NodeName> {
-        let rank = self.rank_of(subscriber)?;
+    ///
+    /// Of nobody it knows it keeps nothing: the subscriber may be made up.
+    pub fn of(&self, subscriber: SubscriberHandle) -> Option<NodeName> {
+        let rank = self.rank_of(subscriber).or_else(|| self.nearest())?;
         self.names.get(rank).cloned()
     }
 
-    fn rank_of(&mut self, subscriber: SubscriberHandle) -> Option<Rank> {
-        let present = self.terminals.get(&subscriber).map(|terminal| terminal.keyserver);
-        if let Some(present) = present.filter(|rank| self.is_up(*rank)) {
-            return Some(present);
-        }
-        let nearest = self.nearest()?;
-        self.terminals.entry(subscriber).or_default().keyserver = nearest;
-        Some(nearest)
+    fn rank_of(&self, subscriber: SubscriberHandle) -> Option<Rank> {
+        let present = self.terminals.get(&subscriber)?.keyserver;
+        present.filter(|rank| self.is_up(*rank))
+    }
+
+    /// The subscriber is served here from now on.
+    pub fn serve(&mut self, subscriber: SubscriberHandle) {
+        let nearest = self.nearest();
+        let terminal = self.terminals.entry(subscriber).or_default();
+        terminal.keyserver = terminal.keyserver.or(nearest);
     }
 
     fn is_up(&self, rank: Rank) -> bool {
@@ -112,7 +118,7 @@ impl Keyservers {
     /// A message of a terminal or of a peer to it goes to its keyserver: it is not idle.
     pub fn active(&mut self, now: Instant, subscriber: SubscriberHandle) {
         if let Some(terminal) = self.terminals.get_mut(&subscriber) {
-            terminal.active = now;
+            terminal.active = Some(now);
         }
     }
 
@@ -125,7 +131,7 @@ impl Keyservers {
         }
         if alone {
             // Whoever lost its keyserver while there was no other.
-            self.reassign(|terminal| terminal.keyserver != rank, rank);
+            self.reassign(|terminal| terminal.keyserver != Some(rank), rank);
         }
         self.sweep(now);
     }
@@ -137,7 +143,7 @@ impl Keyservers {
             *up = false;
         }
         if let Some(next) = self.nearest() {
-            self.reassign(|terminal| terminal.keyserver == rank, next);
+            self.reassign(|terminal| terminal.keyserver == Some(rank), next);
         }
         self.sweep(now);
     }
@@ -145,7 +151,7 @@ impl Keyservers {
     fn reassign(&mut self, whom: impl Fn(&Terminal) -> bool, to: Rank) {
         for (subscriber, terminal) in &mut self.terminals {
             if whom(terminal) {
-                terminal.keyserver = to;
+                terminal.keyserver = Some(to);
                 self.ask.push_back(*subscriber);
             }
         }
@@ -159,9 +165,9 @@ impl Keyservers {
         };
         let mut far = false;
         for (subscriber, terminal) in &mut self.terminals {
-            if terminal.keyserver > nearest {
+            if terminal.keyserver > Some(nearest) {
                 if terminal.idle(now) {
-                    terminal.keyserver = nearest;
+                    terminal.keyserver = Some(nearest);
                     self.ask.push_back(*subscriber);
                 } else {
                     far = true;
@@ -182,7 +188,7 @@ impl Keyservers {
         match message {
             FromKeyserver::Install(sa) => {
                 let terminal = self.terminals.entry(sa.subscriber).or_default();
-                terminal.active = now;
+                terminal.active = Some(now);
                 let pair = (sa.local, sa.remote);
                 let replaced: Vec<_> = terminal
                     .sas
@@ -321,8 +327,15 @@ mod tests {
     #[test]
     fn the_next_takes_over_and_the_nearest_takes_back_who_is_idle() {
         let mut keyservers = two();
+        keyservers.serve(A);
+        keyservers.serve(B);
         assert_eq!(keyservers.of(A), None);
         keyservers.went_up(at(100), &name("ks2"));
+        // They may have registered while there was none.
+        assert_eq!(asked(&mut keyservers, at(100)), [A, B]);
+        // Somebody made up leaves no trace.
+        assert_eq!(keyservers.of(SubscriberHandle(99)), Some(name("ks2")));
+        assert_eq!(keyservers.terminals.len(), 2);
         assert_eq!(keyservers.of(A), Some(name("ks2")));
         assert_eq!(keyservers.of(B), Some(name("ks2")));
         // B has an SA there, A has not: only A returns.
@@ -360,7 +373,7 @@ mod tests {
         let mut keyservers = two();
         keyservers.went_up(at(1), &name("ks1"));
         keyservers.went_up(at(1), &name("ks2"));
-        keyservers.of(A);
+        keyservers.serve(A);
         keyservers.observe(at(2), &name("ks1"), &install(A, 7));
         keyservers.went_down(at(3), &name("ks1"));
         assert_eq!(keyservers.poll_remove(at(9999)), None);
@@ -384,7 +397,7 @@ mod tests {
         let mut keyservers = two();
         keyservers.went_up(at(1), &name("ks1"));
         for handle in 0..1000 {
-            keyservers.of(SubscriberHandle(handle));
+            keyservers.serve(SubscriberHandle(handle));
         }
         keyservers.went_up(at(1), &name("ks2"));
         keyservers.went_down(at(2), &name("ks1"));

@@ -78,7 +78,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             } => {
                 let key = PairKey { local, remote };
                 self.waiting
-                    .retain(|_, waiting| !matches!(waiting, Waiting::Respond(_, id) if *id == ike));
+                    .retain(|_, (_, waiting)| !matches!(waiting, Waiting::Respond(_, id) if *id == ike));
                 self.classes.remove(&ike);
                 if let Some(subscriber) = self.owner_of(local) {
                     self.event(Some(key), subscriber, "exchange_failed", reason.to_string());

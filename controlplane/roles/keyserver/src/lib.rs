@@ -23,7 +23,7 @@ mod policy;
 mod requests;
 mod sessions;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -43,6 +43,9 @@ use crate::sessions::Sessions;
 /// How long a rekeying waits for the terminal to have the new keys. Peers repeat their request after two seconds or
 /// more, and give it up after minutes.
 pub const READY_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long the registry may take to answer: then the exchange has failed, and is tried again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Limits of a keyserver.
 #[derive(Debug, Clone)]
@@ -94,7 +97,8 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     rng: R,
     sessions: Sessions,
     pairs: Pairs,
-    waiting: HashMap<u64, Waiting>,
+    /// Questions to the registry, and until when each waits for its answer.
+    waiting: BTreeMap<u64, (Instant, Waiting)>,
     next_request: u64,
     initiations: HashMap<u64, PairKey>,
     /// Class of the policy each IKE SA was negotiated under.
@@ -118,7 +122,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             sessions: Sessions::new(config.transfers),
             pairs: Pairs::default(),
             config,
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             next_request: 1,
             initiations: HashMap::new(),
             classes: HashMap::new(),
@@ -188,6 +192,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.endpoint.handle_timeout(now);
         self.pairs.release_idle(now);
+        self.give_up_questions(now);
         while let Some(remove) = self.lingering.poll(now) {
             self.to_gateway.push_back(remove);
         }
@@ -201,6 +206,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             engine,
             self.sessions.poll_timeout(),
             self.lingering.poll_timeout(),
+            // All wait equally long: the oldest is the first.
+            self.waiting.values().next().map(|(until, _)| *until),
         ]
         .into_iter()
         .flatten()

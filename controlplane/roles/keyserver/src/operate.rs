@@ -66,7 +66,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             "operator_request",
             "start an exchange".into(),
         );
-        self.ask_credential(subscriber, key, Waiting::Initiate(key));
+        self.ask_credential(now, subscriber, key, Waiting::Initiate(key));
         self.settle(now);
         Ok(())
     }

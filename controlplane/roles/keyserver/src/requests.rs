@@ -115,7 +115,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             "proxy_request",
             "terminal asks for an SA".into(),
         );
-        self.ask_credential(subscriber, key, Waiting::Initiate(key));
+        self.ask_credential(now, subscriber, key, Waiting::Initiate(key));
         Ok(())
     }
 
@@ -131,21 +131,43 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                     "peer_request",
                     "peer starts an exchange".into(),
                 );
-                self.ask_credential(subscriber, key, Waiting::Respond(key, ike));
+                self.ask_credential(now, subscriber, key, Waiting::Respond(key, ike));
             }
             None => self.endpoint.provide_policy(now, ike, None),
         }
     }
 
-    pub(crate) fn ask_credential(&mut self, subscriber: SubscriberHandle, key: PairKey, waiting: Waiting) {
+    pub(crate) fn ask_credential(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        key: PairKey,
+        waiting: Waiting,
+    ) {
         let request = self.next_request;
         self.next_request += 1;
-        self.waiting.insert(request, waiting);
+        self.waiting.insert(request, (now + crate::ANSWER_WITHIN, waiting));
         self.to_registry.push_back(ToRegistry::Credential {
             request,
             subscriber,
             peer: key.remote,
         });
+    }
+
+    /// The registry does not answer: it is gone, or its channel is.
+    pub(crate) fn give_up_questions(&mut self, now: Instant) {
+        while let Some(first) = self.waiting.first_entry().filter(|entry| entry.get().0 <= now) {
+            match first.remove().1 {
+                Waiting::Initiate(key) => {
+                    if let Some(subscriber) = self.owner_of(key.local) {
+                        let text = "the registry does not answer".into();
+                        self.event(Some(key), subscriber, "exchange_failed", text);
+                    }
+                    self.failed(now, key);
+                }
+                Waiting::Respond(_, ike) => self.endpoint.provide_policy(now, ike, None),
+            }
+        }
     }
 
     /// The registry's answer to [`Self::ask_credential`].
@@ -156,7 +178,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         subscriber: SubscriberHandle,
         credential: Option<(PeerPolicy, Credentials)>,
     ) {
-        let Some(waiting) = self.waiting.remove(&request) else {
+        let Some((_, waiting)) = self.waiting.remove(&request) else {
             return;
         };
         let (Waiting::Initiate(key) | Waiting::Respond(key, _)) = waiting;

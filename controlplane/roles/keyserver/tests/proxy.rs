@@ -138,6 +138,12 @@ impl World {
     }
 
     fn deliver(&mut self, from: SubscriberHandle, to: SubscriberHandle, sealed: Vec<u8>) {
+        self.deliver_only(from, to, sealed);
+        self.run();
+    }
+
+    /// As [`Self::deliver`], and nothing more happens.
+    fn deliver_only(&mut self, from: SubscriberHandle, to: SubscriberHandle, sealed: Vec<u8>) {
         let datagram = Datagram {
             source: SocketAddr::new(self.at(from), 500),
             destination: SocketAddr::new(self.at(to), 500),
@@ -148,7 +154,6 @@ impl World {
             datagram,
         };
         self.keyserver.handle_gateway(self.now, message);
-        self.run();
     }
 
     fn ask(&mut self, from: SubscriberHandle, to: SubscriberHandle, request_id: u32) {
@@ -707,4 +712,59 @@ fn without_mobike_a_move_ends_the_sas() {
     move_a(&mut world);
     world.pass(Duration::from_secs(200));
     assert_eq!(world.gateway, []);
+}
+
+/// The registry is gone in the middle of an exchange: the terminal is told, and the next attempt works.
+#[test]
+fn a_registry_that_does_not_answer_delays_and_does_not_block() {
+    let mut world = World::new();
+    let request = world.request(A, B, 1);
+    world.deliver_only(A, B, request);
+    let asked = world.keyserver.poll_registry();
+    assert!(matches!(asked, Some(ToRegistry::SessionConfirmed { .. })), "{asked:?}");
+    let asked = world.keyserver.poll_registry();
+    assert!(matches!(asked, Some(ToRegistry::Credential { .. })), "{asked:?}");
+    world.pass(Duration::from_secs(6));
+    assert_eq!(world.terminals[&A].refused, [RefuseReason::ExchangeFailed]);
+    world.pass(Duration::from_secs(2));
+    world.ask(A, B, 2);
+    world.sa_of(A);
+}
+
+/// Each message goes to the gateway its terminal registered through, whoever brought the question.
+#[test]
+fn messages_go_to_the_gateway_of_the_terminal() {
+    let mut world = World::new();
+    let elsewhere = NodeName("gw2".into());
+    let request = world.request(A, B, 1);
+    let message = ToKeyserver::FromTerminal {
+        subscriber: A,
+        datagram: Datagram {
+            source: SocketAddr::new(address(A), 500),
+            destination: SocketAddr::new(address(B), 500),
+            payload: request,
+        },
+    };
+    world.keyserver.handle_gateway_of(world.now, &elsewhere, message);
+    let (gateway, event) = world.keyserver.poll_gateway_of().unwrap();
+    assert!(matches!(event, FromKeyserver::Event(_)));
+    assert_eq!(gateway, Some(NodeName::default()));
+    // Of a terminal that is not here only the asking gateway is known.
+    let stranger = ToKeyserver::FromTerminal {
+        subscriber: SubscriberHandle(77),
+        datagram: Datagram {
+            source: SocketAddr::new(address(A), 500),
+            destination: SocketAddr::new(address(B), 500),
+            payload: vec![1; 64],
+        },
+    };
+    world.keyserver.handle_gateway_of(world.now, &elsewhere, stranger);
+    let of_stranger = std::iter::from_fn(|| world.keyserver.poll_gateway_of())
+        .find(|(_, message)| matches!(message, FromKeyserver::Refused(_)));
+    assert_eq!(of_stranger.unwrap().0, Some(elsewhere));
+    // Whoever is registered no more has no session here when the registry is reached again.
+    let registered = FromRegistry::Registered { subscribers: vec![B] };
+    world.keyserver.handle_registry(world.now, registered);
+    assert!(world.keyserver.addresses_of(&format!("terminal-{A}")).is_empty());
+    assert!(!world.keyserver.addresses_of(&format!("terminal-{B}")).is_empty());
 }

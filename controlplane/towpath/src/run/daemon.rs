@@ -262,7 +262,10 @@ impl Daemon {
             Output::Serve {
                 subscriber,
                 addresses,
-            } => self.serve(&subscriber, &addresses),
+            } => {
+                self.keyservers.serve(subscriber.handle);
+                self.serve(&subscriber, &addresses);
+            }
             Output::Unserve(handle) => {
                 self.keyservers.forget(handle);
                 self.unserve(handle);

@@ -99,11 +99,6 @@ impl Roles {
         &self.name
     }
 
-    /// Nodes a channel is up with: name and what it is.
-    pub(super) fn connected(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values().map(|(_, peer)| peer)
-    }
-
     /// The next thing that happens on a channel.
     pub(super) async fn channel_event(&mut self) -> LinkEvent {
         match &mut self.hub {
