@@ -5,11 +5,9 @@ use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::RouteMessage;
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 use towpath_base::selector::Prefix;
@@ -38,18 +36,7 @@ pub struct Addresses {
     pub tentative: Vec<IpAddr>,
 }
 
-/// Packets of sockets with a mark take the routes of another table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MarkRule {
-    /// The mark (`SO_MARK`).
-    pub mark: u32,
-    /// The table.
-    pub table: u32,
-    /// Of IPv6 packets, else of IPv4 ones.
-    pub ipv6: bool,
-}
-
-/// A route.
+/// A route of the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Where to.
@@ -58,8 +45,6 @@ pub struct Route {
     pub interface: u32,
     /// Source address of packets that have none yet; an address of this host and of the same family.
     pub source: IpAddr,
-    /// Its table; the main one if absent.
-    pub table: Option<u32>,
 }
 
 /// A request the kernel refused, or an interface that does not exist.
@@ -164,41 +149,6 @@ impl Netlink {
     }
 }
 
-impl Netlink {
-    /// Adds a rule, before those of the kernel.
-    pub async fn add_rule(&self, rule: &MarkRule) -> Result<(), NetlinkError> {
-        let request = self.handle.rule().add();
-        let what = format!("rule for mark {:#x}", rule.mark);
-        let request = request
-            .fw_mark(rule.mark)
-            .table_id(rule.table)
-            .action(RuleAction::ToTable);
-        let result = if rule.ipv6 {
-            request.v6().execute().await
-        } else {
-            request.v4().execute().await
-        };
-        result.map_err(failed(what))
-    }
-
-    /// Removes a rule.
-    pub async fn remove_rule(&self, rule: &MarkRule) -> Result<(), NetlinkError> {
-        let mut message = RuleMessage::default();
-        message.header.family = if rule.ipv6 {
-            AddressFamily::Inet6
-        } else {
-            AddressFamily::Inet
-        };
-        message.header.action = RuleAction::ToTable;
-        message.attributes = vec![RuleAttribute::FwMark(rule.mark), RuleAttribute::Table(rule.table)];
-        let request = self.handle.rule().del(message);
-        request
-            .execute()
-            .await
-            .map_err(failed(format!("removing the rule for mark {:#x}", rule.mark)))
-    }
-}
-
 impl Drop for Netlink {
     fn drop(&mut self) {
         self.connection.abort();
@@ -219,10 +169,6 @@ fn message(route: &Route) -> Result<RouteMessage, NetlinkError> {
             what: error.to_string(),
             source: None,
         })?;
-    let builder = match route.table {
-        Some(table) => builder.table_id(table),
-        None => builder,
-    };
     Ok(builder.output_interface(route.interface).build())
 }
 

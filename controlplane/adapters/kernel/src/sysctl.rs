@@ -4,8 +4,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
-
 fn path(family: &str, interface: &str, key: &str) -> PathBuf {
     // In paths dots are themselves; only sysctl(8) names need them escaped.
     ["/proc/sys/net", family, "conf", interface, key].iter().collect()
@@ -27,15 +25,15 @@ pub fn get(family: &str, interface: &str, key: &str) -> io::Result<u32> {
         .map_err(|_| io::Error::other(format!("{key} of {interface} is {text:?}, not a number")))
 }
 
-/// `net.core.xfrm_larval_drop`: 1 where a packet that waits for an SA is dropped, 0 where the kernel holds it.
-pub fn larval_drop() -> io::Result<u32> {
-    let text = fs::read_to_string(LARVAL_DROP)?;
+/// Reads `net.core.KEY`.
+pub fn core(key: &str) -> io::Result<u32> {
+    let text = fs::read_to_string(PathBuf::from("/proc/sys/net/core").join(key))?;
     text.trim().parse().map_err(io::Error::other)
 }
 
-/// Sets `net.core.xfrm_larval_drop`.
-pub fn set_larval_drop(value: u32) -> io::Result<()> {
-    fs::write(LARVAL_DROP, value.to_string())
+/// Sets `net.core.KEY`.
+pub fn set_core(key: &str, value: u32) -> io::Result<()> {
+    fs::write(PathBuf::from("/proc/sys/net/core").join(key), value.to_string())
 }
 
 /// How IPv4 sources are validated on `interface`: 0 not at all, 1 strictly, 2 loosely. The larger of the

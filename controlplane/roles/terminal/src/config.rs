@@ -7,16 +7,13 @@
 //! interface = "eth0"                  # towards the network
 //! addresses = ["192.0.2.7"]           # default: every global address of the interface
 //! backend = "auto"                    # who seals and opens: "kernel", "user-space", or whichever can
+//! inbound_filter = true                # user space: what arrives in clear though a policy protects it is dropped (nft)
 //! tun = "towpath0"                    # user space: name of the device that takes plain packets
 //! mtu = 1390                          # of that device; default: the interface's, less what ESP may add
 //! reserved_spi = 100                  # both SPIs of messages to the network (figure 12A)
 //! state_file = "/var/lib/towpath/terminal.state"   # survives restarts: the registration counter
 //! control_socket = "/run/towpath/terminal.sock"    # for `towpath terminal status`; default: none
 //! debug_key_log = "/tmp/keys"         # WRITES KEYS IN CLEAR for laboratory tests; default: none
-//!
-//! [[level]]                           # sockets with this mark (SO_MARK) get SAs of their own
-//! level = 1                           # the sensitivity level, as in the subscriber's record
-//! mark = 0x51
 //!
 //! [[policy]]                          # first match wins; what matches none leaves in clear
 //! peer = "198.51.100.0/24"            # address or prefix
@@ -60,7 +57,11 @@ pub struct TerminalConfig {
     /// Who seals and opens packets.
     #[serde(default, skip_serializing_if = "Backend::is_auto")]
     pub backend: Backend,
-    /// Name of the TUN device, at most 15 bytes. Those of levels are called the same with `.LEVEL` behind.
+    /// In user space: whether packets that arrive in clear are dropped where a policy protects or discards them. The
+    /// rules are nftables' and need the program `nft`; the kernel's IPsec drops them by itself.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub inbound_filter: bool,
+    /// Name of the TUN device, at most 15 bytes.
     #[serde(default = "default_tun")]
     pub tun: String,
     /// MTU of the TUN device, bytes; by default the interface's less [`ESP_OVERHEAD`], at least 1280.
@@ -77,9 +78,6 @@ pub struct TerminalConfig {
     /// File that gets every key in hex, for laboratory tests that search captures for keys. Never in service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub debug_key_log: Option<PathBuf>,
-    /// Sensitivity levels that applications choose by socket mark (T21).
-    #[serde(rename = "level", default, skip_serializing_if = "Vec::is_empty")]
-    pub levels: Vec<LevelConfig>,
     /// The security policy database, in order.
     #[serde(rename = "policy", default)]
     pub policies: Vec<PolicyConfig>,
@@ -98,9 +96,6 @@ pub const MAX_POLICIES: usize = 32;
 /// Most addresses a terminal registers.
 pub const MAX_ADDRESSES: usize = 4;
 
-/// Most sensitivity levels beside 0.
-pub const MAX_LEVELS: usize = 8;
-
 /// Who seals and opens packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -118,16 +113,6 @@ impl Backend {
     fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
-}
-
-/// A sensitivity level (T21): packets of sockets with this mark go under SAs of this level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LevelConfig {
-    /// The level, 1 to 255. Packets without a mark named here are of level 0.
-    pub level: u8,
-    /// The socket mark (`SO_MARK`), not 0.
-    pub mark: u32,
 }
 
 /// One entry of the security policy database.
@@ -333,14 +318,6 @@ impl<'de> Deserialize<'de> for PortRange {
     }
 }
 
-/// Name of the TUN device of a level.
-pub(crate) fn level_device(tun: &str, level: u8) -> String {
-    match level {
-        0 => tun.to_owned(),
-        level => format!("{tun}.{level}"),
-    }
-}
-
 /// The subscriber key as 64 hex digits; never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ksub(SecretKey<32>);
@@ -465,35 +442,6 @@ impl TerminalConfig {
         if self.reserved_spi == 0 {
             return Err(wrong("reserved_spi", &0, "a number above 0"));
         }
-        for (index, level) in self.levels.iter().enumerate() {
-            let field = |key: &str| format!("level[{index}].{key}");
-            let before = self.levels.get(..index).unwrap_or_default();
-            if level.level == 0 || before.iter().any(|other| other.level == level.level) {
-                return Err(wrong(&field("level"), &level.level, "1 to 255, each level once"));
-            }
-            if level.mark == 0 || before.iter().any(|other| other.mark == level.mark) {
-                return Err(wrong(
-                    &field("mark"),
-                    &level.mark,
-                    "a number above 0, each mark once",
-                ));
-            }
-            if level_device(&self.tun, level.level).len() > 15 {
-                return Err(wrong(
-                    "tun",
-                    &self.tun,
-                    "a name so short that .LEVEL fits behind it",
-                ));
-            }
-        }
-        if self.levels.len() > MAX_LEVELS {
-            let expected = format!("at most {MAX_LEVELS} levels");
-            return Err(wrong(
-                "level",
-                &format!("{} levels", self.levels.len()),
-                &expected,
-            ));
-        }
         self.validate_policies()
     }
 
@@ -567,6 +515,15 @@ impl TerminalConfig {
 
 fn default_name() -> String {
     "terminal".to_owned()
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+const fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 fn default_tun() -> String {

@@ -17,6 +17,7 @@ use zeroize::Zeroize;
 
 use crate::RunError;
 use crate::config::{Action, Ksub, MAX_POLICIES, TerminalConfig};
+use crate::filter::Filter;
 use crate::host::{Host, HostError};
 use crate::kernel::{Kernel, Provider};
 use crate::key_log;
@@ -236,11 +237,9 @@ impl<'c> Driver<'c> {
 
     /// Takes what has arrived, a batch from each source.
     pub(crate) fn receive(&mut self) -> Result<(), RunError> {
-        for index in 0..self.host.plain.len() {
-            for _ in 0..BATCH {
-                if !self.receive_plain(index)? {
-                    break;
-                }
+        for _ in 0..BATCH {
+            if !self.receive_plain()? {
+                break;
             }
         }
         self.receive_kernel();
@@ -254,10 +253,10 @@ impl<'c> Driver<'c> {
         self.flush()
     }
 
-    fn receive_plain(&mut self, index: usize) -> Result<bool, HostError> {
+    fn receive_plain(&mut self) -> Result<bool, HostError> {
         let now = self.now();
         let room = self.buffer.get_mut(BUFFER_HEADROOM..).unwrap_or_default();
-        let Some((_level, len)) = self.host.recv_plain(index, room)? else {
+        let Some(len) = self.host.recv_plain(room)? else {
             return Ok(false);
         };
         if let Some(mut packet) = PacketBuf::new(&mut self.buffer, BUFFER_HEADROOM, len) {
@@ -360,6 +359,8 @@ impl<'c> Driver<'c> {
                 u64::from(self.core.drops(*reason)),
             )
         });
+        let clear = self.host.filter.as_ref().and_then(Filter::dropped);
+        let clear = clear.map(|packets| ("drop.clear_inbound".to_owned(), packets));
         Status {
             name: self.config.name.clone(),
             handle: self.config.handle,
@@ -381,7 +382,11 @@ impl<'c> Driver<'c> {
             uptime_seconds: self.started.elapsed().as_secs(),
             held: self.core.held() as u64,
             sas: self.core.sas().map(|sa| self.sa_status(&sa)).collect(),
-            counters: drops.chain(unsent).filter(|(_, count)| *count > 0).collect(),
+            counters: drops
+                .chain(unsent)
+                .chain(clear)
+                .filter(|(_, count)| *count > 0)
+                .collect(),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The terminal's place in its host: addresses, sockets, and the way of plain packets to it: TUN devices with routes
-//! into them, or the kernel's IPsec.
+//! The terminal's place in its host: addresses, sockets, and the way of plain packets to it: a TUN device with routes
+//! into it, or the kernel's IPsec.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,26 +18,17 @@ use towpath_base::selector::Prefix;
 use towpath_common::wire::{PORT_IKE, PORT_IKE_NATT};
 use towpath_kernel::xfrm::Event;
 use towpath_kernel::{
-    Addresses, Inbound, MarkRule, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun, XfrmEvents,
-    sysctl, udp_encap,
+    Addresses, Inbound, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun, XfrmEvents, sysctl,
+    udp_encap,
 };
 use tracing::{debug, info, warn};
 
-use crate::config::{Action, Backend, ESP_OVERHEAD, MAX_ADDRESSES, MIN_MTU, TerminalConfig, level_device};
+use crate::config::{Action, Backend, ESP_OVERHEAD, MAX_ADDRESSES, MIN_MTU, TerminalConfig};
+use crate::filter::Filter;
 use crate::kernel::{Kernel, Shared};
-
-/// Routing tables of the levels: this number and the level. "tp" in ASCII.
-const LEVEL_TABLES: u32 = 0x7470_0000;
 
 /// How long to wait for the interface's addresses: duplicate address detection takes about two seconds.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
-
-/// A device that takes plain packets of one sensitivity level.
-#[derive(Debug)]
-pub(crate) struct Plain {
-    pub(crate) level: u8,
-    pub(crate) tun: AsyncFd<Tun>,
-}
 
 /// The kernel's IPsec in use.
 pub(crate) struct InKernel {
@@ -57,8 +48,10 @@ impl std::fmt::Debug for InKernel {
 pub(crate) struct Host {
     /// Addresses of the terminal, those of one family in the interface's order.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Plain packets, level 0 first; none where the kernel seals and opens.
-    pub(crate) plain: Vec<Plain>,
+    /// Plain packets; none where the kernel seals and opens.
+    pub(crate) tun: Option<AsyncFd<Tun>>,
+    /// Keeps clear packets out, where there is a TUN device.
+    pub(crate) filter: Option<Filter>,
     /// The kernel's IPsec, where it seals and opens.
     pub(crate) kernel: Option<InKernel>,
     /// Protected packets, key exchange and sealed messages.
@@ -69,7 +62,6 @@ pub(crate) struct Host {
     pub(crate) mtu: u16,
     netlink: Netlink,
     routes: Vec<Route>,
-    marks: Vec<MarkRule>,
 }
 
 /// The host does not give what the terminal needs.
@@ -165,14 +157,14 @@ impl Host {
 
         let mut host = Self {
             addresses,
-            plain: Vec::new(),
+            tun: None,
+            filter: None,
             kernel: None,
             inbound,
             sender,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             netlink,
             routes: Vec::new(),
-            marks: Vec::new(),
         };
         match xfrm {
             Some(xfrm) => {
@@ -184,45 +176,33 @@ impl Host {
                 host.kernel = Some(InKernel { tables, events });
                 info!("packets are sealed and opened by the kernel");
             }
-            None => host.open_devices(config, link.mtu).await?,
+            None => host.open_device(config, link.mtu).await?,
         }
         Ok(host)
     }
 
-    /// Makes the TUN devices, one per level, and the routes into them.
-    async fn open_devices(&mut self, config: &TerminalConfig, link_mtu: u32) -> Result<(), HostError> {
+    /// Makes the TUN device and the routes into it, and keeps out what should not arrive in clear.
+    async fn open_device(&mut self, config: &TerminalConfig, link_mtu: u32) -> Result<(), HostError> {
         let room = link_mtu
             .saturating_sub(u32::from(ESP_OVERHEAD))
             .max(u32::from(MIN_MTU));
         self.mtu = config.mtu.unwrap_or(u16::try_from(room).unwrap_or(u16::MAX));
-        let levels = config.levels.iter().map(|level| (level.level, Some(level.mark)));
-        for (level, mark) in [(0, None)].into_iter().chain(levels) {
-            let name = level_device(&config.tun, level);
-            let what = format!("TUN device {name}");
-            let tun = Tun::create(&name, self.mtu).map_err(io_error(what.clone()))?;
-            let tun = registered(tun).map_err(io_error(what))?;
-            let table = mark.map(|_| LEVEL_TABLES + u32::from(level));
-            let routes = routes(config, &self.addresses, tun.get_ref().index(), table);
-            self.plain.push(Plain { level, tun });
-            if routes.is_empty() {
-                return Err(HostError::NoReachablePeer);
-            }
-            for route in routes {
-                self.netlink.add_route(&route).await?;
-                info!(to = %route.destination, source = %route.source, device = name, level, "route");
-                self.routes.push(route);
-            }
-            let (Some(mark), Some(table)) = (mark, table) else {
-                continue;
-            };
-            for ipv6 in [false, true] {
-                if self.addresses.iter().any(|address| address.is_ipv6() == ipv6) {
-                    let rule = MarkRule { mark, table, ipv6 };
-                    // What a process that was killed left behind.
-                    let _ = self.netlink.remove_rule(&rule).await;
-                    self.netlink.add_rule(&rule).await?;
-                    self.marks.push(rule);
-                }
+        let what = format!("TUN device {}", config.tun);
+        let tun = Tun::create(&config.tun, self.mtu).map_err(io_error(what.clone()))?;
+        let routes = routes(config, &self.addresses, tun.index());
+        self.tun = Some(registered(tun).map_err(io_error(what))?);
+        if routes.is_empty() {
+            return Err(HostError::NoReachablePeer);
+        }
+        for route in routes {
+            self.netlink.add_route(&route).await?;
+            info!(to = %route.destination, source = %route.source, device = config.tun, "route");
+            self.routes.push(route);
+        }
+        if config.inbound_filter {
+            match Filter::install(&config.interface, &config.policies, &self.addresses) {
+                Ok(filter) => self.filter = Some(filter),
+                Err(error) => warn!(%error, "packets that arrive in clear are not dropped"),
             }
         }
         Ok(())
@@ -237,11 +217,8 @@ impl Host {
                 .iter()
                 .filter(|socket| socket.poll_read_ready(cx).is_ready())
                 .count();
-            let plain = self
-                .plain
-                .iter()
-                .filter(|plain| plain.tun.poll_read_ready(cx).is_ready())
-                .count();
+            let plain = self.tun.iter();
+            let plain = plain.filter(|tun| tun.poll_read_ready(cx).is_ready()).count();
             let kernel = self.kernel.iter();
             let kernel = kernel
                 .filter(|kernel| kernel.events.poll_read_ready(cx).is_ready())
@@ -255,20 +232,16 @@ impl Host {
         .await;
     }
 
-    /// One plain packet of this host, from device `index`, into `buffer`: level and length; `None` when there is none.
+    /// One plain packet of this host into `buffer`; `None` when there is none.
     ///
     /// # Errors
     /// The device is gone.
-    pub(crate) fn recv_plain(
-        &self,
-        index: usize,
-        buffer: &mut [u8],
-    ) -> Result<Option<(u8, usize)>, HostError> {
-        let Some(Plain { level, tun }) = self.plain.get(index) else {
+    pub(crate) fn recv_plain(&self, buffer: &mut [u8]) -> Result<Option<usize>, HostError> {
+        let Some(tun) = &self.tun else {
             return Ok(None);
         };
         match tun.try_io(Interest::READABLE, |tun| tun.recv(buffer)) {
-            Ok(len) => Ok(Some((*level, len))),
+            Ok(len) => Ok(Some(len)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(io_error(format!("TUN device {}", tun.get_ref().name()))(error)),
         }
@@ -276,8 +249,8 @@ impl Host {
 
     /// Gives a plain packet to this host's applications.
     pub(crate) fn deliver(&self, packet: &[u8]) -> io::Result<()> {
-        match self.plain.first() {
-            Some(plain) => plain.tun.get_ref().send(packet),
+        match &self.tun {
+            Some(tun) => tun.get_ref().send(packet),
             // The kernel delivers by itself; what it leaves to us is for the core.
             None => Ok(()),
         }
@@ -326,16 +299,10 @@ impl Host {
         socket.ok_or(SendError::NoRoute)?.send_to(payload, destination)
     }
 
-    /// Takes routes, rules, SAs and policies back, so that what follows leaves in clear as before. The devices go with
-    /// the drop.
+    /// Takes routes, SAs and policies back, so that what follows leaves in clear as before. The rest goes with the drop.
     pub(crate) async fn close(self) {
         if let Some(kernel) = &self.kernel {
             kernel.tables.borrow_mut().close();
-        }
-        for rule in &self.marks {
-            if let Err(error) = self.netlink.remove_rule(rule).await {
-                warn!(%error, "cleaning up");
-            }
         }
         for route in &self.routes {
             if let Err(error) = self.netlink.remove_route(route).await {
@@ -402,7 +369,7 @@ fn shown(addresses: &Addresses) -> String {
 
 /// One route per prefix that is protected or discarded: what is bypassed inside one of them comes back out of
 /// the core in clear.
-fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32, table: Option<u32>) -> Vec<Route> {
+fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32) -> Vec<Route> {
     let mut routes: BTreeMap<Prefix, Route> = BTreeMap::new();
     for policy in config
         .policies
@@ -419,7 +386,6 @@ fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32, table: 
                         destination,
                         interface,
                         source,
-                        table,
                     },
                 );
             }

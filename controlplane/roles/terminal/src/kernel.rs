@@ -30,13 +30,16 @@ const EXPECTED: [EspSuite; 3] = [
     EspSuite::Aes256CbcSha256,
 ];
 
-/// Marks states and policies as ours ("tp" in ASCII); the sensitivity level is in the lowest byte.
+/// Marks states and policies as ours ("tp" in ASCII).
 const REQID: u32 = 0x7470_0000;
 
-/// Priorities of our policies: the exceptions, then four for each entry of the configuration.
+/// Priorities of our policies: the exceptions, then two for each entry of the configuration.
 const PRIORITY: u32 = 0x7470_0000;
 const PRIORITY_ENTRIES: u32 = PRIORITY + 0x10;
 const PRIORITY_END: u32 = PRIORITY + 0x1000;
+
+/// Settings under `net.core`: a packet waits for its SA (K8), and one that got none asks again soon.
+const SETTINGS: [(&str, u32); 2] = [("xfrm_larval_drop", 0), ("xfrm_acq_expires", 3)];
 
 /// Packets of the replay window, as many as the core's.
 const REPLAY_WINDOW: u32 = 448;
@@ -57,11 +60,11 @@ impl EspProvider for Provider {
         SoftEsp.transform(suite, keys)
     }
 
-    fn adopt(&self, level: u8, sa: &ChildSa) -> Result<(), InvalidKey> {
+    fn adopt(&self, _level: u8, sa: &ChildSa) -> Result<(), InvalidKey> {
         let Some(kernel) = &self.0 else {
             return Ok(());
         };
-        kernel.borrow_mut().adopt(level, sa).map_err(|error| {
+        kernel.borrow_mut().adopt(sa).map_err(|error| {
             warn!(peer = %sa.remote, suite = %sa.suite, %error, "the kernel does not take the SA");
             InvalidKey
         })
@@ -71,7 +74,6 @@ impl EspProvider for Provider {
 /// An SA in the kernel.
 struct Installed {
     sa: ChildSa,
-    level: u8,
     /// Its sending half is there.
     sends: bool,
     received: Use,
@@ -109,12 +111,12 @@ pub(crate) struct Activity {
 pub(crate) struct Kernel {
     xfrm: Xfrm,
     entries: Vec<PolicyConfig>,
-    levels: Vec<(u8, u32)>,
     addresses: Vec<IpAddr>,
     installed: Vec<Installed>,
     policies: HashMap<PolicyKey, PolicyRule>,
     settled: Vec<(SaName, bool)>,
-    larval_drop: Option<u32>,
+    /// Settings of the host that were changed, and what they were.
+    settings: Vec<(&'static str, u32)>,
 }
 
 /// What no two policies of the kernel share.
@@ -139,52 +141,36 @@ impl Kernel {
         if swept > 0 {
             info!(swept, "removed SAs and policies of an earlier process");
         }
-        // So that a packet waits for its SA (K8).
-        let larval_drop = sysctl::larval_drop().ok().filter(|value| *value != 0);
-        if larval_drop.is_some() {
-            sysctl::set_larval_drop(0)?;
+        let mut settings = Vec::new();
+        for (key, value) in SETTINGS {
+            let before = sysctl::core(key)?;
+            if before != value {
+                sysctl::set_core(key, value)?;
+                settings.push((key, before));
+            }
         }
         let mut kernel = Self {
             xfrm,
             entries: config.policies.clone(),
-            levels: config
-                .levels
-                .iter()
-                .map(|level| (level.level, level.mark))
-                .collect(),
             addresses: addresses.to_vec(),
             installed: Vec::new(),
             policies: HashMap::new(),
             settled: Vec::new(),
-            larval_drop,
+            settings,
         };
         kernel.apply_policies()?;
         Ok(kernel)
     }
 
-    /// The terminal's addresses are these now.
-    pub(crate) fn set_addresses(&mut self, addresses: &[IpAddr]) {
-        self.addresses = addresses.to_vec();
-        if let Err(error) = self.apply_policies() {
-            warn!(%error, "policies for the new addresses");
-        }
-    }
-
     /// Whether a policy of ours asked for it.
     pub(crate) const fn is_ours(reqid: u32) -> bool {
-        reqid & 0xffff_ff00 == REQID
-    }
-
-    /// The level a policy of ours was for.
-    pub(crate) const fn level_of(reqid: u32) -> u8 {
-        reqid.to_be_bytes()[3]
+        reqid == REQID
     }
 
     /// Writes the receiving half of `sa`.
-    fn adopt(&mut self, level: u8, sa: &ChildSa) -> io::Result<()> {
+    fn adopt(&mut self, sa: &ChildSa) -> io::Result<()> {
         let installed = Installed {
             sa: sa.clone(),
-            level,
             sends: false,
             received: Use::default(),
             sent: Use::default(),
@@ -196,7 +182,7 @@ impl Kernel {
             keys: &sa.keys_in,
             encap: sa.encap.map(|encap| (encap.remote_port, encap.local_port)),
             selector: state_selector(sa, Direction::In),
-            ..state(sa, level)
+            ..state(sa)
         };
         // One the core has forgotten.
         let _ = self.xfrm.delete_state(&state.id());
@@ -226,7 +212,7 @@ impl Kernel {
                     keys: &sa.keys_out,
                     encap: sa.encap.map(|encap| (encap.local_port, encap.remote_port)),
                     selector: state_selector(sa, Direction::Out),
-                    ..state(sa, installed.level)
+                    ..state(sa)
                 };
                 match xfrm.add_state(&state) {
                     Ok(()) => installed.sends = true,
@@ -308,10 +294,10 @@ impl Kernel {
                 debug!(%error, "a policy was gone already");
             }
         }
-        if let Some(value) = self.larval_drop.take()
-            && let Err(error) = sysctl::set_larval_drop(value)
-        {
-            warn!(%error, "net.core.xfrm_larval_drop stays 0");
+        for (key, before) in self.settings.drain(..) {
+            if let Err(error) = sysctl::set_core(key, before) {
+                warn!(%error, "net.core.{key} is not what it was");
+            }
         }
     }
 
@@ -334,7 +320,7 @@ impl Kernel {
     /// The policies that should be in force; the first in order of each kind counts.
     fn wanted_policies(&self) -> HashMap<PolicyKey, PolicyRule> {
         let mut rules = exceptions();
-        for (entry, priority) in self.entries.iter().zip((PRIORITY_ENTRIES..).step_by(4)) {
+        for (entry, priority) in self.entries.iter().zip((PRIORITY_ENTRIES..).step_by(2)) {
             for &address in &self.addresses {
                 if address.is_ipv4() == entry.peer.address().is_ipv4() {
                     rules.extend(self.rules_of(entry, address, priority));
@@ -353,78 +339,52 @@ impl Kernel {
         wanted
     }
 
-    /// Policies of one entry for one address: those of its SAs, then its own; levels before what has no mark.
+    /// Policies of one entry for one address: those of its SAs, then its own.
     fn rules_of(&self, entry: &PolicyConfig, address: IpAddr, priority: u32) -> Vec<PolicyRule> {
         let mut rules = Vec::new();
-        let levels = self
-            .levels
-            .iter()
-            .map(|(level, mark)| (*level, Some((*mark, u32::MAX))));
-        for (level, mark) in levels.chain([(0, None)]) {
-            let priority = priority + if mark.is_some() { 0 } else { 2 };
-            let directions = match mark {
-                Some(_) => &[Direction::Out][..],
-                None => &[Direction::Out, Direction::In],
-            };
-            for &direction in directions {
-                let reqid = match direction {
-                    Direction::Out => REQID + u32::from(level),
+        let (local, remote) = entry.selectors(address);
+        for direction in [Direction::Out, Direction::In] {
+            let template = |mode, remote| Template {
+                mode,
+                outer: (mode == Mode::Tunnel).then(|| outer(direction, address, remote)),
+                reqid: match direction {
+                    Direction::Out => REQID,
                     // Whichever of the SAs it came by.
                     Direction::In => 0,
-                };
-                let rule = |selector, priority, action| PolicyRule {
+                },
+            };
+            let own = match (entry.action, entry.gateway) {
+                (Wanted::Bypass, _) => Action::Allow,
+                (Wanted::Discard, _) => Action::Block,
+                (Wanted::Protect, Some(gateway)) => Action::Protect(template(Mode::Tunnel, gateway)),
+                (Wanted::Protect, None) => Action::Protect(template(Mode::Transport, address)),
+            };
+            let mut add = |local: &TrafficSelector, remote: &TrafficSelector, priority, action| {
+                let selectors = selectors(direction, local, remote).into_iter();
+                rules.extend(selectors.map(|selector| PolicyRule {
                     direction,
                     selector,
-                    mark,
+                    mark: None,
                     priority,
                     action,
+                }));
+            };
+            add(&local, &remote, priority + 1, own);
+            let protects = entry.action == Wanted::Protect;
+            for installed in self.installed.iter().filter(|_| protects) {
+                let sa = &installed.sa;
+                let meant = match entry.gateway {
+                    Some(gateway) => sa.remote == gateway,
+                    None => entry.peer.contains(sa.remote),
                 };
-                let (local, remote) = entry.selectors(address);
-                let own = match entry.action {
-                    Wanted::Bypass => Action::Allow,
-                    Wanted::Discard => Action::Block,
-                    Wanted::Protect => Action::Protect(Template {
-                        mode: if entry.gateway.is_some() {
-                            Mode::Tunnel
-                        } else {
-                            Mode::Transport
-                        },
-                        outer: entry.gateway.map(|gateway| outer(direction, address, gateway)),
-                        reqid,
-                    }),
-                };
-                rules.extend(
-                    selectors(direction, &local, &remote)
-                        .into_iter()
-                        .map(|selector| rule(selector, priority + 1, own)),
-                );
-                if entry.action != Wanted::Protect {
+                let used = direction == Direction::In || installed.sends;
+                let action = Action::Protect(template(sa.mode, sa.remote));
+                if !meant || !used || sa.local != address || action == own {
                     continue;
                 }
-                for installed in self.installed.iter().filter(|installed| {
-                    let meant = match entry.gateway {
-                        Some(gateway) => installed.sa.remote == gateway,
-                        None => entry.peer.contains(installed.sa.remote),
-                    };
-                    let used = direction == Direction::In || (installed.sends && installed.level == level);
-                    meant && used && installed.sa.local == address
-                }) {
-                    let sa = &installed.sa;
-                    let action = Action::Protect(Template {
-                        mode: sa.mode,
-                        outer: (sa.mode == Mode::Tunnel).then(|| outer(direction, sa.local, sa.remote)),
-                        reqid,
-                    });
-                    if action == own {
-                        continue;
-                    }
-                    for (ours, theirs) in pairs(sa) {
-                        if let (Some(ours), Some(theirs)) =
-                            (ours.intersect(&local), theirs.intersect(&remote))
-                        {
-                            let selectors = selectors(direction, &ours, &theirs).into_iter();
-                            rules.extend(selectors.map(|selector| rule(selector, priority, action)));
-                        }
+                for (ours, theirs) in pairs(sa) {
+                    if let (Some(ours), Some(theirs)) = (ours.intersect(&local), theirs.intersect(&remote)) {
+                        add(&ours, &theirs, priority, action);
                     }
                 }
             }
@@ -434,7 +394,7 @@ impl Kernel {
 }
 
 /// What both directions of an SA have in common, to be completed.
-fn state(sa: &ChildSa, level: u8) -> State<'_> {
+fn state(sa: &ChildSa) -> State<'_> {
     State {
         source: sa.remote,
         destination: sa.local,
@@ -444,7 +404,7 @@ fn state(sa: &ChildSa, level: u8) -> State<'_> {
         mode: sa.mode,
         esn: sa.esn,
         encap: None,
-        reqid: REQID + u32::from(level),
+        reqid: REQID,
         replay_window: REPLAY_WINDOW,
         lifetime: sa.lifetime,
         tfc_pad: 0,
@@ -638,10 +598,5 @@ mod tests {
     #[test]
     fn port_masks_follow_the_bits() {
         assert_eq!((mask(0), mask(16), mask(13)), (0, u16::MAX, 0xfff8));
-    }
-
-    #[test]
-    fn a_level_survives_the_way_through_the_kernel() {
-        assert_eq!(Kernel::level_of(REQID + 7), 7);
     }
 }

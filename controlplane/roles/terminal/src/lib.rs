@@ -17,6 +17,7 @@
 //! | `host` | addresses, sockets, TUN device, routes |
 //! | `kernel` | the kernel's IPsec in place of our own |
 //! | `driver` | the loop's body: core and host together |
+//! | `filter` | clear packets that must not arrive |
 //! | `state` | the registration counter on disk |
 //! | [`status`] | the control socket |
 //! | `key_log` | keys in clear, for laboratory tests |
@@ -24,6 +25,7 @@
 
 pub mod config;
 mod driver;
+mod filter;
 mod host;
 mod kernel;
 mod key_log;
@@ -40,9 +42,7 @@ use tokio::time::sleep_until;
 use tracing::info;
 use zeroize::Zeroizing;
 
-pub use config::{
-    Action, Backend, InvalidConfig, Ksub, LevelConfig, PolicyConfig, PortRange, Protocol, TerminalConfig,
-};
+pub use config::{Action, Backend, InvalidConfig, Ksub, PolicyConfig, PortRange, Protocol, TerminalConfig};
 pub use host::HostError;
 pub use state::StateError;
 pub use status::{SaStatus, Status, query};

@@ -263,6 +263,7 @@ mod tests {
 
     fn status() -> Status {
         Status {
+            backend: "user-space".into(),
             name: "alice".to_owned(),
             handle: 7,
             interface: "eth0".to_owned(),

@@ -361,13 +361,13 @@ fn terminal_config(
             .map(|prefix| prefix.address())
             .collect(),
         backend: towpath_terminal::Backend::Auto,
+        inbound_filter: true,
         tun: "towpath0".into(),
         mtu: None,
         reserved_spi: Config::load_or_default(&common.config)?.gateway.reserved_spi,
         state_file: args.terminal_state.clone().unwrap_or_else(|| state.into()),
         control_socket: Some(format!("/run/towpath/{}.sock", args.name).into()),
         debug_key_log: None,
-        levels: Vec::new(),
         policies: args
             .peers
             .iter()
