@@ -13,6 +13,7 @@ mod ike;
 mod lab;
 mod linkem;
 mod manual;
+mod nonces;
 mod proxied;
 mod rekeys;
 mod relay;

@@ -30,7 +30,7 @@ use crate::{LIMIT, ping};
 const NOW: Instant = Instant::from_secs(1);
 const PERMISSIONS: &str = "[permissions]\ncapture = true\nshow_keys = true\n";
 
-fn keys(suite: EspSuite, fill: u8) -> EspKeys {
+pub(crate) fn keys(suite: EspSuite, fill: u8) -> EspKeys {
     let material: Vec<u8> = (0..suite.key_material_len()).map(|i| fill ^ i as u8).collect();
     EspKeys::split(suite, &material).expect("the suite's own length")
 }
@@ -41,7 +41,13 @@ fn hex(keys: &EspKeys) -> String {
 }
 
 /// The SA seen from the terminal, with these keys towards it and from it.
-fn child(family: Family, suite: EspSuite, spi: u32, keys_in: EspKeys, keys_out: EspKeys) -> ChildSa {
+pub(crate) fn child(
+    family: Family,
+    suite: EspSuite,
+    spi: u32,
+    keys_in: EspKeys,
+    keys_out: EspKeys,
+) -> ChildSa {
     let (local, remote) = (Node::Ta.addr(family), Node::Peer.addr(family));
     ChildSa {
         local,
@@ -94,7 +100,7 @@ fn plain(family: Family, body: &[u8]) -> Vec<u8> {
 }
 
 /// Both ends of the SA, and what the peer's side of the wire has shown.
-struct Ends {
+pub(crate) struct Ends {
     family: Family,
     ethernet: Vec<u8>,
     terminal: OutboundSa<SoftTransform>,
@@ -107,7 +113,7 @@ struct Ends {
 }
 
 impl Ends {
-    fn new(stack: &Stack, family: Family, terminal: &ChildSa, peer: &ChildSa) -> Self {
+    pub(crate) fn new(stack: &Stack, family: Family, terminal: &ChildSa, peer: &ChildSa) -> Self {
         let capture = stack.lab.capture(Node::Ta, "eth0").expect("tcpdump starts");
         assert!(ping(
             &stack.lab,
@@ -147,7 +153,7 @@ impl Ends {
         }
     }
 
-    fn frames(&mut self, count: u32) -> Vec<Frame> {
+    pub(crate) fn frames(&mut self, count: u32) -> Vec<Frame> {
         (0..count)
             .map(|_| {
                 let body = format!("packet {:08}", self.sent + 1);
@@ -193,7 +199,7 @@ impl Ends {
     }
 }
 
-fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKeys)]) {
+pub(crate) fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKeys)]) {
     let (peer, terminal) = (sa.remote.to_string(), sa.local.to_string());
     let (spi_in, spi_out) = (sa.spi_in.to_string(), sa.spi_out.to_string());
     let mut args = vec![

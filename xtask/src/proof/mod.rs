@@ -5,6 +5,7 @@
 
 pub mod judge;
 pub mod live;
+pub mod nonces;
 pub mod rekeys;
 pub mod runner;
 pub mod scenario;

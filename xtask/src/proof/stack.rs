@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::judge::{RESERVED_SPI, keys_of_log};
+use super::nonces;
 use super::scenario::Class;
 use crate::lab::state::{Process, wait_for};
 use crate::lab::{Family, Lab, Mode, Node, psk};
@@ -120,17 +121,29 @@ impl Stack {
                 )
             })
             .concat();
+        // Roles are named before any table.
+        let (roles, extra) = match self.extra.split_once('\n') {
+            Some((roles, extra)) if roles.starts_with("roles = ") => (roles, extra),
+            _ => (
+                "roles = [\"gateway\", \"keyserver\", \"registry\"]",
+                self.extra.as_str(),
+            ),
+        };
         format!(
-            "roles = [\"gateway\", \"keyserver\", \"registry\"]\n\n[gateway]\npin_dir = {pins:?}\n\
+            "{roles}\n\n[gateway]\npin_dir = {pins:?}\n\
              bpf_object = {object:?}\nreserved_spi = {RESERVED_SPI}\n\n{ports}[store]\npath = {store:?}\n\
-             kek_file = {kek:?}\n\n[admin]\nsocket = {socket:?}\n\n[debug]\nkey_log = {keys:?}\n\n{extra}",
-            extra = self.extra,
+             kek_file = {kek:?}\n\n[admin]\nsocket = {socket:?}\n\n[debug]\nkey_log = {keys:?}\n{nonces}{extra}",
             pins = self.lab.pin_dir(),
             object = self.xdp_object,
             store = self.path("towpath.redb"),
             kek = self.path("store.key"),
             socket = self.socket(),
             keys = self.path("gw.keys"),
+            nonces = if nonces::are_recorded() {
+                format!("nonce_log = {:?}\n", self.path("gw.nonces"))
+            } else {
+                String::new()
+            },
         )
     }
 
@@ -356,6 +369,21 @@ impl Stack {
         )
     }
 
+    /// Runs a command of the command line against another of our processes at the gateway, whose admin socket this
+    /// is, and reads its JSON.
+    pub fn cli_at(&self, socket: &Path, args: &[&str]) -> Result<Value> {
+        let cmd = Cmd::new(&self.towpath)
+            .args(args)
+            .args(["--json", "--admin"])
+            .arg(socket);
+        let out = self.lab.exec(Node::Gw, &cmd, LIMIT)?;
+        if !out.ok() {
+            bail!("towpath {}: {}", args.join(" "), out.all());
+        }
+        serde_json::from_str(&out.stdout)
+            .with_context(|| format!("towpath {}: {}", args.join(" "), out.stdout))
+    }
+
     /// A command that follows the daemon's events, one line each.
     pub fn events(&self) -> Cmd {
         let cmd = Cmd::new(&self.towpath)
@@ -408,8 +436,23 @@ impl Stack {
         keys
     }
 
+    /// What the daemon, in all its lives, wrote down of the packets it sealed.
+    pub fn nonces(&self) -> Result<nonces::Nonces> {
+        nonces::read(&self.path("gw.nonces"))
+    }
+
     /// Ends Towpath and hands the lab back.
+    ///
+    /// # Panics
+    /// The daemon used a nonce for two packets, and was not told to.
     pub fn stop(self) -> Lab {
+        let told = self.extra.contains("danger_start_over");
+        if let Ok(found) = self.nonces() {
+            assert!(
+                told || found.reused == 0,
+                "a nonce was used for two packets: {found:?}"
+            );
+        }
         for process in self.agents.iter().chain(&self.daemon) {
             process.end(Duration::from_secs(3));
         }

@@ -92,6 +92,9 @@ pub struct Stored {
     sas: BTreeMap<u64, Known>,
     sad: Sad,
     spd: Spd,
+    /// Numbers start over: only to show that this is found.
+    #[cfg(debug_assertions)]
+    start_over: bool,
 }
 
 impl Stored {
@@ -110,6 +113,8 @@ impl Stored {
             sad: Sad::new(2 * MAX_SAS),
             spd: Spd::new(MAX_POLICIES, DECISIONS, seed),
             ledger,
+            #[cfg(debug_assertions)]
+            start_over: false,
         };
         for (number, record) in stored.ledger.records(Shelf::ManualSas)? {
             let sa: ManualSa = read(Shelf::ManualSas, number, &record)?;
@@ -349,6 +354,13 @@ impl Stored {
         })
     }
 
+    /// From now on what is stored of sequence numbers is not believed: nonces will be used twice. It exists to show that a
+    /// test would notice, and not in release builds.
+    #[cfg(debug_assertions)]
+    pub const fn danger_start_over(&mut self) {
+        self.start_over = true;
+    }
+
     /// Jumps over everything a former process may have sent, and reserves the first block.
     fn start(&self, print: &KeyPrint, proof_needed: bool) -> Result<SharedStart, StoredError> {
         let mark = self.ledger.mark(print)?;
@@ -361,6 +373,11 @@ impl Stored {
             self.ledger.raise(print, next)?.limit
         } else {
             mark.limit
+        };
+        #[cfg(debug_assertions)]
+        let mark = Mark {
+            limit: if self.start_over { 0 } else { mark.limit },
+            ..mark
         };
         Ok(SharedStart {
             stored: mark.limit,

@@ -3,6 +3,8 @@
 mod ccm;
 mod direct;
 mod icv;
+#[cfg(debug_assertions)]
+pub mod recorder;
 #[cfg(test)]
 mod wycheproof;
 
@@ -26,6 +28,8 @@ pub struct AwsLcEsp;
 #[derive(Debug)]
 pub struct AwsLcTransform {
     suite: EspSuite,
+    #[cfg(debug_assertions)]
+    print: [u8; 16],
     cipher: Cipher,
 }
 
@@ -67,7 +71,12 @@ impl EspProvider for AwsLcEsp {
     fn transform(&self, suite: EspSuite, keys: &EspKeys) -> Result<AwsLcTransform, InvalidKey> {
         let parts = keys.parts(suite).ok_or(InvalidKey)?;
         let cipher = Cipher::new(suite, parts)?;
-        Ok(AwsLcTransform { suite, cipher })
+        Ok(AwsLcTransform {
+            suite,
+            #[cfg(debug_assertions)]
+            print: recorder::print_of(parts),
+            cipher,
+        })
     }
 }
 
@@ -124,6 +133,10 @@ impl EspTransform for AwsLcTransform {
 
     #[inline]
     fn seal(&mut self, parts: EspParts<'_>) -> Result<(), Forged> {
+        #[cfg(debug_assertions)]
+        if self.suite.is_counter_mode() {
+            recorder::note(&self.print, &parts);
+        }
         match &self.cipher {
             Cipher::Aead { key, salt } => {
                 let nonce = parts.nonce(salt)?;
