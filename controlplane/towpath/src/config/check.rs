@@ -39,6 +39,7 @@ limits! {
     relay.max_flows: 0..=10_000_000;
     relay.max_flows_per_pair: 0..=10_000_000;
     relay.max_half_open: 1..=1_000_000;
+    relay.max_half_open_per_pair: 1..=1_000_000;
     relay.memory_mib: 1..=1_048_576;
     relay.idle_timeout_seconds: 10..=604_800;
     keyserver.max_ike_sas: 1..=10_000_000;

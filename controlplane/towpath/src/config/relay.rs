@@ -27,6 +27,8 @@ pub(crate) struct Relay {
     pub(crate) max_flows_per_pair: u32,
     /// Most connections not open yet.
     pub(crate) max_half_open: u32,
+    /// Most connections of one terminal with one peer that are not open yet; a further one pushes out their oldest.
+    pub(crate) max_half_open_per_pair: u32,
     /// Most MiB in all buffers.
     pub(crate) memory_mib: u32,
     /// A connection silent for this many seconds is reset.
@@ -47,6 +49,7 @@ impl Default for Relay {
             max_flows: 65_536,
             max_flows_per_pair: 16_384,
             max_half_open: 4_096,
+            max_half_open_per_pair: 256,
             memory_mib: 1_024,
             idle_timeout_seconds: 14_400,
             rule: Vec::new(),

@@ -136,6 +136,7 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
         opened,
         refused,
         over_limit,
+        pushed_out,
         idle,
         malformed,
         over_memory,
@@ -163,6 +164,11 @@ fn counters(totals: &RelayTotals) -> Vec<Counter> {
             "split_over_limit",
             "connections over a bound, passed untouched",
             *over_limit,
+        ),
+        (
+            "split_pushed_out",
+            "connections never opened, forgotten for newer ones of the same pair",
+            *pushed_out,
         ),
         ("split_idle", "connections reset for silence", *idle),
         (

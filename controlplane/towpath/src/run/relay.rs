@@ -37,6 +37,7 @@ pub(super) fn config(relay: &Relay, dataplane: &Dataplane) -> RelayConfig {
     split.max_flows = size(relay.max_flows);
     split.max_flows_per_tag = size(relay.max_flows_per_pair);
     split.max_half_open = size(relay.max_half_open);
+    split.max_half_open_per_tag = size(relay.max_half_open_per_pair);
     split.max_buffered = size(relay.memory_mib).saturating_mul(1 << 20);
     split.idle_timeout = Duration::from_secs(relay.idle_timeout_seconds.into());
     config

@@ -163,6 +163,7 @@ impl Endpoint {
         let room_before = self.outgoing.free();
         self.unacknowledged = ack;
         self.outgoing.release(ack);
+        self.probe_arrived(now, ack);
         self.rtt.reset_backoff();
         if self.outgoing.free() > room_before && self.fin.is_none() {
             self.pending.writable = true;

@@ -67,18 +67,8 @@ impl Endpoint {
             return;
         }
         self.stats.timeouts += 1;
-        self.suspect_black_hole();
+        self.suspect_black_hole(now);
         self.enter_timeout_recovery(now);
-    }
-
-    /// Segments that never get through may be too long for a path that does not say so: try shorter ones
-    /// (RFC 4821 §7.7).
-    fn suspect_black_hole(&mut self) {
-        match self.failures {
-            3 => self.set_path_mss(1220),
-            6 => self.set_path_mss(536),
-            _ => {}
-        }
     }
 
     /// RFC 6298 §5.4 to §5.6, RFC 8985 §6.3, RFC 5682 §2.1.

@@ -18,6 +18,7 @@ mod handshake;
 mod input;
 mod output;
 mod parts;
+mod search;
 mod snapshot;
 mod state;
 
@@ -31,6 +32,7 @@ pub use self::input::{Disposition, Refusal};
 pub use self::output::Outgoing;
 pub use self::parts::{Closed, Command, Stats};
 use self::parts::{EcnState, Negotiated, Owed, Pending, Recovery, Repair};
+use self::search::Search;
 pub use self::state::State;
 use crate::buffer::SendBuffer;
 use crate::config::Config;
@@ -75,6 +77,7 @@ pub struct Endpoint {
     urgent_out: Option<Offset>,
     sent: Scoreboard,
     segment_len: u64,
+    search: Search,
 
     receive_space: SeqSpace,
     incoming: Reassembly,
@@ -148,6 +151,7 @@ impl Endpoint {
             urgent_out: None,
             sent: Scoreboard::default(),
             segment_len,
+            search: Search::default(),
             receive_space: SeqSpace::default(),
             incoming: Reassembly::new(0),
             peer_fin: None,
@@ -412,6 +416,15 @@ impl Endpoint {
     /// flight and too large counts as lost.
     pub fn set_path_mss(&mut self, mss: u16) {
         let mss = mss.clamp(88, self.config.mss.max(88));
+        if self.search.before > mss {
+            // Told, not guessed: what was tried beyond it is out of the question.
+            self.search = Search::default();
+        }
+        self.shorten(mss);
+    }
+
+    /// Sends segments of `mss` bytes at most from now on.
+    fn shorten(&mut self, mss: u16) {
         if mss >= self.negotiated.mss {
             return;
         }

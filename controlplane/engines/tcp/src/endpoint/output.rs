@@ -183,7 +183,13 @@ impl Endpoint {
                 self.arm_persist(now);
                 None
             }
-            len => self.send_new(now, len, out),
+            len => match self.probe_len(now) {
+                Some((size, len)) => {
+                    self.search.probe = Some((size, (self.next, self.next + len)));
+                    self.send_new(now, len, out)
+                }
+                None => self.send_new(now, len, out),
+            },
         }
     }
 
@@ -231,8 +237,9 @@ impl Endpoint {
         let fits = u64::from(self.negotiated.mss)
             .saturating_sub(header.options.wire_len() as u64)
             .max(1);
+        let probe = self.search.probe.map(|(_, data)| data);
         let mut end = range.end;
-        if end - range.start > fits {
+        if end - range.start > fits && probe != Some((range.start, range.end)) {
             end = range.start + fits;
         }
         let data_end = self.fin.map_or(end, |fin| end.min(fin));
@@ -249,6 +256,9 @@ impl Endpoint {
         let room = out.get_mut(header_len..header_len + (data_end - range.start) as usize)?;
         let copied = self.outgoing.copy(range.start, room);
         debug_assert_eq!(copied as u64, data_end - range.start);
+        if matches!(source, Source::Again) {
+            self.probe_lost(now, range.start);
+        }
         self.record_sent(now, range.start, end, source);
         let ecn = match source {
             Source::New if self.negotiated.ecn => Ecn::Ect0,

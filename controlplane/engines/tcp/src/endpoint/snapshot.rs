@@ -16,7 +16,7 @@ macro_rules! fields {
     ($apply:ident) => {
         $apply! {
             config, state, closed, negotiated, send_space, unacknowledged, next, peer_window, peer_window_max,
-            window_update, outgoing, fin, urgent_out, sent, segment_len, receive_space, incoming, peer_fin,
+            window_update, outgoing, fin, urgent_out, sent, segment_len, search, receive_space, incoming, peer_fin,
             peer_fin_read, urgent_in, window, ack, paws, rtt, rack, tail_probe, repair, sampler, controller,
             pacer, ecn, timers, owed, pending, failures, persist_backoff, keep_alive_failures, syn_sent_at,
             last_sent, last_received, last_progress, challenges, stats
@@ -132,6 +132,12 @@ impl Endpoint {
         ];
         check(small.iter().all(|value| *value < bound), "counter")?;
         check((88..=u16::MAX).contains(&self.negotiated.mss), "segment size")?;
+        check(
+            self.search.before <= self.config.mss
+                && self.search.too_long <= self.search.before.saturating_add(1)
+                && self.search.probe.is_none_or(|(_, (_, end))| end <= self.next),
+            "probe",
+        )?;
         check(
             (1..=u64::from(u16::MAX)).contains(&self.segment_len),
             "segment size",

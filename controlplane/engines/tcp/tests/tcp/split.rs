@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::common::{config, mirrored, pattern, read};
 use towpath_base::Instant;
 use towpath_tcp::packet::{IpHeader, TcpPacket};
-use towpath_tcp::relay::split::{Handshake, SplitConfig, SplitRelay};
+use towpath_tcp::relay::split::{Handshake, Opening, SplitConfig, SplitRelay};
 use towpath_tcp::relay::{FlowKey, Side, Verdict};
 use towpath_tcp::segment::{Flags, Header};
 use towpath_tcp::{Algorithm, Closed, Config, Ecn, Endpoint, IsnSecret, RestoreError, SeqNum, State};
@@ -434,6 +434,67 @@ fn a_flood_of_openings_fills_the_bound_and_then_passes() {
     );
 }
 
+/// A SYN of another terminal's flood.
+fn flood_syn(port: u16) -> Vec<u8> {
+    let syn = Header {
+        source_port: port,
+        destination_port: 2,
+        flags: Flags::SYN,
+        ..Header::default()
+    };
+    bare(Side::Terminal, syn)
+}
+
+#[test]
+fn who_floods_pushes_out_its_own_openings_and_nobody_elses() {
+    let bounded = SplitConfig {
+        max_half_open_per_tag: 50,
+        ..SplitConfig::default()
+    };
+    let mut lab = Lab::new(bounded, config());
+    let mut buffer = [0; 2048];
+    let mut largest = 0;
+    // A thousand SYNs a millisecond from the path 7, while a connection opens on another.
+    for port in 0..45_000_u16 {
+        let verdict = lab
+            .relay
+            .handle_tagged(lab.now, Side::Terminal, &flood_syn(port), 7, |_| {
+                Some(Opening::default())
+            });
+        assert_eq!(verdict, Verdict::Consumed);
+        // Nobody answers those.
+        while lab.relay.poll_transmit(lab.now, &mut buffer).is_some() {}
+        if port % 1000 == 999 {
+            lab.run(Duration::from_millis(1));
+            largest = largest.max(lab.relay.len());
+        }
+    }
+    assert_eq!(lab.states(), (State::Established, State::Established));
+    // The relay has not heard the last step of the handshake yet.
+    assert!(largest <= 51 && lab.relay.half_open() <= 51, "{largest}");
+    assert_eq!(lab.relay.stats().pushed_out, 45_000 - 50);
+    assert_eq!(lab.relay.stats().over_limit, 0);
+}
+
+#[test]
+fn early_waits_for_the_far_side_while_a_path_is_flooded() {
+    let early = SplitConfig {
+        handshake: Handshake::Early,
+        max_half_open_per_tag: 50,
+        ..SplitConfig::default()
+    };
+    let mut relay = SplitRelay::new(early, IsnSecret([1, 2]));
+    let mut buffer = [0; 2048];
+    let mut answered = 0;
+    for port in 0..40 {
+        relay.handle_input(Instant::ZERO, Side::Terminal, &flood_syn(port));
+        while let Some(transmit) = relay.poll_transmit(Instant::ZERO, &mut buffer) {
+            answered += usize::from(transmit.to == Side::Terminal);
+        }
+    }
+    assert_eq!((answered, relay.half_open()), (25, 40));
+}
+
 #[test]
 fn a_connection_without_a_word_is_reset_at_last() {
     let idle = SplitConfig {
@@ -464,6 +525,47 @@ fn a_smaller_path_mtu_behind_the_relay_takes_effect_in_mid_flow() {
     assert!(got == data, "{} bytes", got.len());
     let view = lab.relay.view(&key(), Side::Network).unwrap();
     assert_eq!(view.stats.timeouts, 0);
+}
+
+#[test]
+fn a_path_that_swallows_long_packets_is_found_out_and_searched() {
+    let mut lab = Lab::open();
+    let data = pattern(8 << 20);
+    let mut written = lab.terminal.write(&data);
+    // Nobody reads: data waits in the relay, cut for 1400 bytes.
+    lab.run(SECOND * 2);
+    lab.mtu = 1200;
+    let narrowed = lab.now;
+    let mut got = Vec::new();
+    while got.len() < data.len() && lab.now < narrowed + SECOND * 20 {
+        got.extend(lab.run_reading(Duration::from_millis(100)));
+        written += lab.terminal.write(&data[written..]);
+    }
+    assert!(got == data, "{} bytes", got.len());
+    let view = lab.relay.view(&key(), Side::Network).unwrap();
+    // The longest would be 1180; the transfer ends before the search does.
+    assert!((1100..=1180).contains(&view.mss), "{}", view.mss);
+    assert!(view.stats.timeouts <= 3, "{}", view.stats.timeouts);
+}
+
+#[test]
+fn after_an_outage_segments_are_as_long_as_before() {
+    let mut lab = Lab::open();
+    let data = pattern(3 << 20);
+    let mut written = lab.terminal.write(&data);
+    let mut got = lab.run_reading(Duration::from_millis(60));
+    let before = lab.relay.view(&key(), Side::Network).unwrap().mss;
+    lab.mtu = 0;
+    got.extend(lab.run_reading(SECOND * 2));
+    let during = lab.relay.view(&key(), Side::Network).unwrap().mss;
+    lab.mtu = 1500;
+    while got.len() < data.len() && lab.now < Instant::from_secs(30) {
+        got.extend(lab.run_reading(Duration::from_millis(100)));
+        written += lab.terminal.write(&data[written..]);
+    }
+    assert!(got == data, "{} bytes", got.len());
+    let after = lab.relay.view(&key(), Side::Network).unwrap().mss;
+    assert!(during <= 1024 && after == before, "{before} {during} {after}");
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub struct SplitConfig {
     pub max_flows: usize,
     /// Most connections not yet open; further ones pass untouched.
     pub max_half_open: usize,
+    /// Most connections of one path not yet open; a further one pushes out the path's oldest.
+    pub max_half_open_per_tag: usize,
     /// Most connections of one path (see [`super::SplitRelay::handle_tagged`]); further ones pass untouched.
     pub max_flows_per_tag: usize,
     /// Most bytes in all buffers. As it fills, every connection's window shrinks; when it is full, data is
@@ -72,6 +74,7 @@ impl Default for SplitConfig {
             handshake: Handshake::Synchronous,
             max_flows: 65_536,
             max_half_open: 4_096,
+            max_half_open_per_tag: 256,
             max_flows_per_tag: 16_384,
             max_buffered: 1 << 30,
             idle_timeout: Duration::from_secs(4 * 3600),
@@ -99,6 +102,8 @@ pub struct SplitStats {
     pub refused: u64,
     /// Connections over the bounds, passed untouched.
     pub over_limit: u64,
+    /// Connections that were never opened, forgotten for newer ones of the same path.
+    pub pushed_out: u64,
     /// Connections reset for silence.
     pub idle: u64,
     /// Packets dropped for a wrong checksum or header.
@@ -113,6 +118,7 @@ impl SplitStats {
         opened: 0,
         refused: 0,
         over_limit: 0,
+        pushed_out: 0,
         idle: 0,
         malformed: 0,
         over_memory: 0,

@@ -66,8 +66,11 @@ impl SplitRelay {
         }
         let counted = flow.counted;
         self.insert(key, Slot::new(flow, tag, Opening::default()));
-        if counted {
-            self.half_open = self.half_open.saturating_sub(1);
+        if counted
+            && let Some(slot) = self.flows.get_mut(&key)
+            && let Some(place) = slot.waits.take()
+        {
+            self.backlog.remove(tag, place);
         }
         self.touch(now, key);
         Ok(key)

@@ -9,6 +9,7 @@
 //! * **What is not ours passes.** Segments of connections whose SYN was not seen here, and connections over
 //!   the bounds, are forwarded untouched: the relay degrades to plain forwarding, never to refusal.
 
+mod backlog;
 mod config;
 mod handoff;
 mod look;
@@ -21,6 +22,7 @@ use core::time::Duration;
 
 use towpath_base::Instant;
 
+use self::backlog::Backlog;
 pub use self::config::{Handshake, Opening, OpeningSide, SideConfig, SideView, SplitConfig, SplitStats};
 use self::store::Slot;
 use super::flow::{Flow, HeldSyn, Seen};
@@ -52,7 +54,7 @@ pub struct SplitRelay {
     deadlines: Deadlines,
     ready: VecDeque<FlowKey>,
     burst: u32,
-    half_open: usize,
+    backlog: Backlog,
     /// Bytes in the buffers of all connections.
     buffered: usize,
     /// Connections of each tag.
@@ -72,7 +74,7 @@ impl SplitRelay {
             deadlines: BTreeSet::new(),
             ready: VecDeque::new(),
             burst: 0,
-            half_open: 0,
+            backlog: Backlog::new(),
             buffered: 0,
             tagged: BTreeMap::new(),
             paths: BTreeMap::new(),
@@ -130,6 +132,12 @@ impl SplitRelay {
             return Verdict::Pass;
         };
         self.remove(&key);
+        if self.backlog.of(tag) >= self.config.max_half_open_per_tag
+            && let Some(oldest) = self.backlog.oldest(tag)
+        {
+            self.stats.pushed_out += 1;
+            self.remove(&oldest);
+        }
         if !self.has_room(tag) {
             self.stats.over_limit += 1;
             return Verdict::Pass;
@@ -141,7 +149,7 @@ impl SplitRelay {
     /// Whether one more connection fits every bound.
     fn has_room(&self, tag: u64) -> bool {
         self.flows.len() < self.config.max_flows
-            && self.half_open < self.config.max_half_open
+            && self.backlog.len() < self.config.max_half_open
             && self.tagged.get(&tag).copied().unwrap_or(0) < self.config.max_flows_per_tag
             && self.buffered < self.config.max_buffered
     }
@@ -203,14 +211,15 @@ impl SplitRelay {
         flow.set_end(opener.opposite(), Endpoint::connect(now, far, isn));
         self.stats.opened += 1;
         self.insert(key, Slot::new(flow, tag, opening));
-        if opening.handshake.unwrap_or(self.config.handshake) == Handshake::Early {
+        let pressed = self.backlog.of(tag) > self.config.max_half_open_per_tag / 2;
+        if opening.handshake.unwrap_or(self.config.handshake) == Handshake::Early && !pressed {
             self.answer(now, key);
         }
         self.touch(now, key);
     }
 
-    fn insert(&mut self, key: FlowKey, slot: Slot) {
-        self.half_open += 1;
+    fn insert(&mut self, key: FlowKey, mut slot: Slot) {
+        slot.waits = Some(self.backlog.add(slot.tag, key));
         *self.tagged.entry(slot.tag).or_default() += 1;
         self.flows.insert(key, slot);
     }
@@ -462,8 +471,8 @@ impl SplitRelay {
             }
             self.deadlines.insert((deadline.0, key));
         }
-        if opened {
-            self.half_open = self.half_open.saturating_sub(1);
+        if opened && let Some(place) = slot.waits.take() {
+            self.backlog.remove(slot.tag, place);
         }
         self.remember(learnt);
     }
@@ -488,8 +497,8 @@ impl SplitRelay {
         if flow.dead_at.is_none() {
             self.remember(learnt_of(key, &flow));
         }
-        if !flow.counted {
-            self.half_open = self.half_open.saturating_sub(1);
+        if let Some(place) = slot.waits {
+            self.backlog.remove(slot.tag, place);
         }
         true
     }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use towpath_base::Instant;
 
 use super::Opening;
+use super::backlog::Place;
 use crate::codec::{Codec, Reader, Writer};
 use crate::relay::flow::Flow;
 use crate::timer::Timer;
@@ -29,6 +30,8 @@ pub(super) struct Slot {
     pub(super) changed: bool,
     /// The path it belongs to.
     pub(super) tag: u64,
+    /// Its place among those not yet open.
+    pub(super) waits: Option<Place>,
     /// What was chosen for it.
     pub(super) opening: Opening,
     /// Bytes in its buffers when last counted.
@@ -44,6 +47,7 @@ impl Slot {
             ready: false,
             changed: false,
             tag,
+            waits: None,
             opening,
             buffered: 0,
         }
