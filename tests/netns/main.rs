@@ -8,8 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod attacks;
-mod ipsec;
 mod ike;
+mod ipsec;
+mod keyservers;
 mod lab;
 mod linkem;
 mod manual;

@@ -326,9 +326,13 @@ impl Control {
         }
     }
 
-    /// Asks a terminal served here to register anew, its keyserver being another now. As often as
-    /// [`HINT_INTERVAL`] allows.
-    pub fn ask_to_register(&mut self, now: Instant, subscriber: SubscriberHandle) {
+    /// Who is served at `address`.
+    pub fn subscriber_at(&self, address: IpAddr) -> Option<SubscriberHandle> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// Asks a terminal served here to register anew, its keyserver being another now.
+    pub fn ask_to_register(&mut self, subscriber: SubscriberHandle) {
         let at = |owner: &SubscriberHandle| *owner == subscriber;
         let terminal = match self.served.get(&subscriber) {
             Some(served) => served.addresses.first().copied(),
@@ -339,7 +343,7 @@ impl Control {
             hosts.next().map(|(address, _)| *address)
         });
         if let Some(terminal) = terminal {
-            self.hint(now, terminal);
+            self.send_hint(terminal, subscriber);
         }
     }
 
@@ -397,15 +401,19 @@ impl Control {
         if let Some(&subscriber) = self.by_address.get(&terminal)
             && self.hints.allow(now, terminal)
         {
-            // It answers no datagram, hence counter 0.
-            let unknown = Header {
-                message_type: MessageType::ReRegister,
-                subscriber,
-                counter: 0,
-            };
-            let output = self.to_terminal(terminal, PORT_IKE, &message::re_register(&unknown));
-            self.outputs.push_back(output);
+            self.send_hint(terminal, subscriber);
         }
+    }
+
+    fn send_hint(&mut self, terminal: IpAddr, subscriber: SubscriberHandle) {
+        // It answers no datagram, hence counter 0.
+        let unknown = Header {
+            message_type: MessageType::ReRegister,
+            subscriber,
+            counter: 0,
+        };
+        let output = self.to_terminal(terminal, PORT_IKE, &message::re_register(&unknown));
+        self.outputs.push_back(output);
     }
 }
 

@@ -27,6 +27,11 @@ const ASK_AT_ONCE: usize = 100;
 /// See [`ASK_AT_ONCE`].
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
+/// A terminal that did not register is asked again after this: it follows one such hint in five seconds.
+const ASK_AGAIN: Duration = Duration::from_secs(6);
+/// How often it is asked before it counts as away; what it sends later is answered by a hint anyway.
+const ASK_TIMES: u32 = 10;
+
 /// Index into the list of keyservers, nearest first.
 type Rank = usize;
 
@@ -55,6 +60,8 @@ pub struct Keyservers {
     up: Vec<bool>,
     terminals: HashMap<SubscriberHandle, Terminal>,
     ask: VecDeque<SubscriberHandle>,
+    /// Asked and not registered yet: when to ask again, and for which time.
+    again: BTreeMap<(Instant, SubscriberHandle), u32>,
     ask_at: Instant,
     asked: usize,
     sweep_at: Option<Instant>,
@@ -70,6 +77,7 @@ impl Keyservers {
             names,
             terminals: HashMap::new(),
             ask: VecDeque::new(),
+            again: BTreeMap::new(),
             ask_at: Instant::ZERO,
             asked: 0,
             sweep_at: None,
@@ -179,6 +187,7 @@ impl Keyservers {
 
     /// The subscriber is not served here any more.
     pub fn forget(&mut self, subscriber: SubscriberHandle) {
+        self.registered(subscriber);
         self.terminals.remove(&subscriber);
     }
 
@@ -240,9 +249,31 @@ impl Keyservers {
         if self.asked >= ASK_AT_ONCE {
             return None;
         }
-        let subscriber = self.ask.pop_front()?;
+        let due = self.again.first_key_value().filter(|((at, _), _)| *at <= now);
+        let due = due.map(|(key, times)| (*key, *times));
+        let (subscriber, times) = match due {
+            Some((key, times)) => {
+                self.again.remove(&key);
+                (key.1, times)
+            }
+            None => {
+                let subscriber = self.ask.pop_front()?;
+                self.registered(subscriber);
+                (subscriber, 1)
+            }
+        };
+        if times < ASK_TIMES {
+            self.again.insert((now + ASK_AGAIN, subscriber), times + 1);
+        }
         self.asked += 1;
         Some(subscriber)
+    }
+
+    /// The registry answered a registration of the subscriber: no need to ask it any more.
+    pub fn registered(&mut self, subscriber: SubscriberHandle) {
+        if !self.again.is_empty() {
+            self.again.retain(|(_, asked), _| *asked != subscriber);
+        }
     }
 
     /// An SA of a keyserver that is gone, replaced by another one's.
@@ -272,7 +303,8 @@ impl Keyservers {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let asking = (!self.ask.is_empty()).then_some(self.ask_at);
         let removal = self.removals.keys().next().map(|(at, _)| *at);
-        [asking, removal, self.sweep_at].into_iter().flatten().min()
+        let again = self.again.keys().next().map(|(at, _)| (*at).max(self.ask_at));
+        [asking, again, removal, self.sweep_at].into_iter().flatten().min()
     }
 }
 
@@ -333,6 +365,8 @@ mod tests {
         keyservers.went_up(at(100), &name("ks2"));
         // They may have registered while there was none.
         assert_eq!(asked(&mut keyservers, at(100)), [A, B]);
+        keyservers.registered(A);
+        keyservers.registered(B);
         // Somebody made up leaves no trace.
         assert_eq!(keyservers.of(SubscriberHandle(99)), Some(name("ks2")));
         assert_eq!(keyservers.terminals.len(), 2);
@@ -342,6 +376,9 @@ mod tests {
         keyservers.observe(at(101), &name("ks2"), &install(B, 7));
         keyservers.went_up(at(140), &name("ks1"));
         assert_eq!(asked(&mut keyservers, at(140)), [A]);
+        // The hint was lost: once more, until it registers.
+        assert_eq!(asked(&mut keyservers, at(146)), [A]);
+        keyservers.registered(A);
         assert_eq!(keyservers.of(A), Some(name("ks1")));
         assert_eq!(keyservers.of(B), Some(name("ks2")));
         // Its SA ends, and a while later it returns too.
@@ -354,6 +391,7 @@ mod tests {
         keyservers.handle_timeout(at(185));
         assert_eq!(keyservers.of(B), Some(name("ks1")));
         assert_eq!(asked(&mut keyservers, at(185)), [B]);
+        keyservers.registered(B);
         assert_eq!(keyservers.poll_timeout(), None);
         // The nearest dies: both move at once, whatever they have.
         keyservers.observe(at(186), &name("ks1"), &install(B, 8));

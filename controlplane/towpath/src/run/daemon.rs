@@ -12,7 +12,7 @@ use towpath_bpf::{CompiledProfile, Dataplane};
 use towpath_channel::{Event as LinkEvent, Part};
 use towpath_common::wire::PORT_IKE;
 use towpath_crypto::SystemRng;
-use towpath_fabric::{Datagram, FromKeyserver, GatewaySa, NodeName, ToKeyserver, ToRegistry};
+use towpath_fabric::{Datagram, FromKeyserver, FromRegistry, GatewaySa, NodeName, ToKeyserver, ToRegistry};
 use towpath_gateway::control::{Control, Limits, Output};
 use towpath_gateway::datagram;
 use towpath_gateway::datapath::SaKey;
@@ -190,7 +190,7 @@ impl Daemon {
             }
             while let Some(subscriber) = self.keyservers.poll_ask(now) {
                 quiet = false;
-                self.control.ask_to_register(now, subscriber);
+                self.control.ask_to_register(subscriber);
             }
             while let Some(key) = self.keyservers.poll_remove(now) {
                 quiet = false;
@@ -210,7 +210,14 @@ impl Daemon {
                 self.keyservers.observe(now, &from, &message);
                 self.control.handle_keyserver(message);
             }
-            FromRoles::Registry(message) => self.control.handle_registry(message),
+            FromRoles::Registry(message) => {
+                if let FromRegistry::Answer { terminal, .. } = &message
+                    && let Some(subscriber) = self.control.subscriber_at(terminal.ip())
+                {
+                    self.keyservers.registered(subscriber);
+                }
+                self.control.handle_registry(message);
+            }
             FromRoles::KeyserverUp(name) => self.keyservers.went_up(now, &name),
             FromRoles::KeyserverDown(name) => self.keyservers.went_down(now, &name),
             FromRoles::RegistryUp => self.control.registry_connected(),
