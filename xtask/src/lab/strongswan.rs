@@ -83,7 +83,7 @@ pub struct Conn {
     pub mobike: bool,
     /// What it protects at its own end in tunnel mode, if not its address.
     pub inside: Option<IpAddr>,
-    /// Certificates instead of the pre-shared key: `x509/own.pem`, `x509ca` and `private` in its `swanctl` folder.
+    /// Certificates instead of the pre-shared key: `x509/own.pem`, `x509ca` and `private` in its folder.
     pub certified: bool,
 }
 
@@ -344,16 +344,11 @@ impl Charon {
                 let cmd = Cmd::new("swanctl")
                     .args(args)
                     .args(["--uri", &uri])
-                    .env("STRONGSWAN_CONF", &conf)
-                    .env("SWANCTL_DIR", self.inner("swanctl"));
+                    .env("STRONGSWAN_CONF", &conf);
                 net.inside(*node, cmd).limit(limit).output()
             }
             Place::Guest(guest) => guest.exec(
-                &format!(
-                    "STRONGSWAN_CONF={conf} SWANCTL_DIR={} swanctl {} --uri {uri}",
-                    self.inner("swanctl"),
-                    args.join(" ")
-                ),
+                &format!("STRONGSWAN_CONF={conf} swanctl {} --uri {uri}", args.join(" ")),
                 limit,
             ),
         }

@@ -1,0 +1,352 @@
+//! IKE with a real peer through terminal, gateway, keyserver and registry: peers that move, fall silent, prove
+//! themselves by certificates, or sit behind a NAT.
+
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, RsaKeySize, SanType,
+};
+use serde_json::{Value, json};
+use towpath_crypto::x509::pem;
+use xtask::lab::state::wait_for;
+use xtask::lab::{Conn, Family, Lab, Node, PeerKind, Suite};
+use xtask::proof::stack::Stack;
+use xtask::proof::stack_in;
+use xtask::sh::Cmd;
+
+use crate::{LIMIT, ping};
+
+/// A silent peer is asked after 2 s; four transmissions, half a second before the second, twice as long each time, a
+/// quarter more at most: it is gone 12 s after its last word.
+const SILENCE: &str = "[keyserver]\ndpd_seconds = 2\nretransmit_initial_ms = 500\nretransmit_tries = 4\n";
+
+/// Far more than any wait of the protocols here takes.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn lab(name: &str) -> Lab {
+    Lab::ephemeral(&xtask::root(), name, PeerKind::Libipsec).expect("the lab comes up")
+}
+
+fn conn(family: Family) -> Conn {
+    Conn {
+        inside: Some(Node::Peer.addr(family)),
+        ..Conn::of_peer(PeerKind::Libipsec, Node::Ta, family, Suite::Gcm)
+    }
+}
+
+fn at_peer(stack: &Stack, script: &str) {
+    let cmd = Cmd::new("sh").args(["-c", script]);
+    let out = stack.lab.exec(Node::Peer, &cmd, LIMIT).expect("sh runs");
+    assert!(out.ok(), "{script}: {}", out.all());
+}
+
+/// Whether a packet gets through to the peer and back, from either end.
+fn passes(stack: &Stack, family: Family) -> bool {
+    let (terminal, peer) = (
+        Node::Ta.addr(family).to_string(),
+        Node::Peer.addr(family).to_string(),
+    );
+    ping(&stack.lab, Node::Ta, &peer, 1) && ping(&stack.lab, Node::Peer, &terminal, 1)
+}
+
+/// Waits for `done`; what was seen if it does not come.
+fn until(stack: &Stack, what: &str, done: impl FnMut() -> bool) {
+    assert!(
+        wait_for(PATIENCE, done),
+        "{what}\ndaemon:\n{}\nterminal:\n{}\npeer:\n{}",
+        stack.tail("towpath", 60),
+        stack.tail("terminal-ta", 20),
+        stack.lab.peer().log()
+    );
+}
+
+fn initiate(stack: &Stack, name: &str) {
+    let out = stack.lab.peer().initiate(name, LIMIT).expect("swanctl runs");
+    assert!(out.ok(), "{}\n{}", out.all(), stack.tail("towpath", 40));
+}
+
+/// The peer's address as the keyserver knows it, of every IKE SA.
+fn remotes(stack: &Stack) -> String {
+    stack
+        .cli(&["ike", "list"])
+        .expect("the daemon lists IKE SAs")
+        .to_string()
+}
+
+fn count(stack: &Stack, words: &str) -> usize {
+    stack.lab.peer().log().matches(words).count()
+}
+
+/// One boot, three things: a peer that asks whether we live is answered; one that moves is followed by
+/// the IKE SA it had; one that is gone is noticed, and the next packet starts afresh when it is back.
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn a_peer_is_answered_followed_and_missed() {
+    let mut stack = stack_in(lab("ikepeer"), SILENCE, |_, _| ()).expect("towpath comes up");
+    let mobile = |family| Conn {
+        mobike: true,
+        dpd_delay: 2,
+        ..conn(family)
+    };
+    stack
+        .lab
+        .peer()
+        .load_conns(&Family::ALL.map(mobile))
+        .expect("the peer takes its connections");
+    for family in Family::ALL {
+        initiate(&stack, &mobile(family).name);
+        until(&stack, "no traffic at first", || passes(&stack, family));
+    }
+
+    let answers = "parsed INFORMATIONAL response";
+    let before = count(&stack, answers);
+    until(&stack, "the peer's question is not answered", || {
+        count(&stack, answers) >= before + 3
+    });
+    let starts = count(&stack, "IKE_SA_INIT request");
+
+    // IPv6 alone: charon holds on to an IPv4 address that is anywhere on its machine, and what its tunnels protect here
+    // is the address it leaves.
+    at_peer(
+        &stack,
+        "ip -6 addr add fd77:9::3/64 dev eth0 nodad; ip -6 addr add fd77:9::2/128 dev lo nodad
+         ip -6 addr del fd77:9::2/64 dev eth0; ip -6 route replace default via fd77:9::1 dev eth0",
+    );
+    until(&stack, "the keyserver does not follow", || {
+        remotes(&stack).contains("fd77:9::3")
+    });
+    // charon's ESP in user space forgets its own route into the tunnel when it replaces an SA whose address has gone.
+    at_peer(&stack, "ip -6 route replace fd77:1::2/128 dev ipsec0 table 220");
+    for family in Family::ALL {
+        until(&stack, "no traffic after the move", || passes(&stack, family));
+    }
+    assert_eq!(
+        count(&stack, "IKE_SA_INIT request"),
+        starts,
+        "the IKE SAs are those there were:\n{}",
+        stack.lab.peer().log()
+    );
+    // The SAs of the old addresses go: one of each family is left.
+    until(&stack, "old SAs are left", || {
+        stack.sas().is_ok_and(|sas| sas.len() == 2)
+    });
+
+    stack.lab.kill_peer().expect("charon ends");
+    until(&stack, "a peer that is gone is not missed", || {
+        stack.sas().is_ok_and(|sas| sas.is_empty())
+    });
+    let peer = stack.lab.start_peer().expect("charon starts again");
+    peer.load_conns(&[mobile(Family::V4)])
+        .expect("it takes its connection");
+    let target = Node::Peer.addr(Family::V4).to_string();
+    until(&stack, "no new exchange with a peer that came back", || {
+        ping(&stack.lab, Node::Ta, &target, 1)
+    });
+    stack.stop();
+}
+
+/// The peer starts behind a NAT, which later forgets its mapping; traffic in both directions all the while. IPv4 only:
+/// there is no NAT to speak of in IPv6.
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn a_peer_behind_a_nat_is_followed_to_other_ports() {
+    let mut lab = lab("ikenat");
+    lab.put_peer_behind_nat(20_000).expect("a NAT before the peer");
+    let stack = stack_in(lab, SILENCE, |_, _| ()).expect("towpath comes up");
+    let behind = Conn {
+        local: (
+            xtask::lab::net::BEHIND_NAT.into(),
+            Node::Peer.identity().to_owned(),
+        ),
+        dpd_delay: 2,
+        ..conn(Family::V4)
+    };
+    stack
+        .lab
+        .peer()
+        .load_conns(&[behind])
+        .expect("the peer takes its connection");
+    let capture = stack.lab.capture(Node::Ta, "eth0").expect("tcpdump starts");
+    initiate(&stack, "ta-v4");
+    until(&stack, "no traffic through the NAT", || {
+        passes(&stack, Family::V4)
+    });
+    assert!(remotes(&stack).contains("24500"), "{}", remotes(&stack));
+
+    // charon asks every two seconds, which shows the keyserver where it is now.
+    stack.lab.remap_nat(30_000).expect("the NAT forgets");
+    until(&stack, "the keyserver does not follow", || {
+        remotes(&stack).contains("34500")
+    });
+    until(&stack, "no traffic after the mapping changed", || {
+        passes(&stack, Family::V4)
+    });
+    // Replaced SAs stay for packets on their way.
+    until(&stack, "old SAs are left", || {
+        stack.sas().is_ok_and(|sas| sas.len() == 1)
+    });
+    assert!(passes(&stack, Family::V4));
+    let frames = capture.stop().expect("the capture is readable");
+    // ICMP echo, after Ethernet and IPv4 headers. (That old ports are unreachable is said in the clear.)
+    let echo = |bytes: &[u8]| bytes.get(23) == Some(&1) && matches!(bytes.get(34), Some(0 | 8));
+    let clear = frames.iter().filter(|frame| echo(&frame.bytes)).count();
+    assert_eq!(clear, 0, "pings in the clear");
+    stack.stop();
+}
+
+type Ca = CertifiedIssuer<'static, KeyPair>;
+
+/// An authority, and who stands below it.
+struct Credential {
+    root: Vec<u8>,
+    between: Vec<Vec<u8>>,
+    terminal: (Vec<u8>, Vec<u8>),
+    peer: (Vec<u8>, Vec<u8>),
+}
+
+fn key(rsa: bool) -> KeyPair {
+    if rsa {
+        KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key")
+    } else {
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key")
+    }
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        rcgen::KeyUsagePurpose::KeyCertSign,
+        rcgen::KeyUsagePurpose::CrlSign,
+    ];
+    params
+}
+
+fn leaf(ca: &Ca, name: SanType, rsa: bool) -> (Vec<u8>, Vec<u8>) {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{name:?}"));
+    params.subject_alt_names = vec![name];
+    let key = key(rsa);
+    let certificate = params.signed_by(&key, &**ca).expect("signed");
+    (certificate.der().to_vec(), key.serialize_der())
+}
+
+/// `depth` authorities between root and leaves.
+fn credential(rsa: bool, depth: usize) -> Credential {
+    let mut chain = vec![CertifiedIssuer::self_signed(authority("root"), key(rsa)).expect("signed")];
+    for number in 0..depth {
+        let above: &Ca = chain.last().expect("the root at least");
+        let params = authority(&format!("authority {number}"));
+        let below = CertifiedIssuer::signed_by(params, key(rsa), &**above).expect("signed");
+        chain.push(below);
+    }
+    let last = chain.last().expect("the root at least");
+    let mailbox = Node::Ta.identity().try_into().expect("ASCII");
+    let host = Node::Peer.identity().try_into().expect("ASCII");
+    Credential {
+        root: chain[0].der().to_vec(),
+        between: chain[1..].iter().rev().map(|ca| ca.der().to_vec()).collect(),
+        terminal: leaf(last, SanType::Rfc822Name(mailbox), rsa),
+        peer: leaf(last, SanType::DnsName(host), rsa),
+    }
+}
+
+/// ECDSA for IPv4; RSA and four authorities in between, more than any datagram takes, for IPv6.
+static CREDENTIALS: LazyLock<[Credential; 2]> = LazyLock::new(|| [credential(false, 0), credential(true, 4)]);
+
+fn credential_of(family: Family) -> &'static Credential {
+    &CREDENTIALS[usize::from(family == Family::V6)]
+}
+
+fn certificate(der: &[u8]) -> String {
+    pem::encode("CERTIFICATE", der).to_string()
+}
+
+/// Terminal A proves itself to the peer by certificates, and wants the same of it.
+fn certify(terminal: Node, record: &mut Value) {
+    if terminal != Node::Ta {
+        return;
+    }
+    for policy in record["peers"].as_array_mut().expect("peers") {
+        for family in Family::ALL {
+            let peer = format!("{}/{}", Node::Peer.addr(family), family.host_bits());
+            if policy["peer"] != json!(peer) {
+                continue;
+            }
+            let given = credential_of(family);
+            let own = std::iter::once(&given.terminal.0).chain(&given.between);
+            policy.as_object_mut().expect("a table").remove("psk");
+            policy["credential"] = json!({
+                "certificate": own.map(|der| certificate(der)).collect::<String>(),
+                "key": pem::encode("PRIVATE KEY", &given.terminal.1).as_str(),
+                "authorities": certificate(&given.root),
+            });
+        }
+    }
+}
+
+fn give_peer(dir: &Path, given: &Credential) {
+    for folder in ["x509", "x509ca", "private"] {
+        let _ = fs::remove_dir_all(dir.join(folder));
+    }
+    let write = |name: &str, text: &str| {
+        let file = dir.join(name);
+        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        fs::write(file, text).expect("the file is written");
+    };
+    write("x509/own.pem", &certificate(&given.peer.0));
+    write("private/own.pem", &pem::encode("PRIVATE KEY", &given.peer.1));
+    write("x509ca/root.pem", &certificate(&given.root));
+    for (number, der) in given.between.iter().enumerate() {
+        write(&format!("x509ca/{number}.pem"), &certificate(der));
+    }
+}
+
+/// Each family with other certificates, started by the terminal and by the peer.
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn both_prove_themselves_by_certificates() {
+    let stack = stack_in(lab("ikecert"), "", certify).expect("towpath comes up");
+    for family in Family::ALL {
+        let peer = stack.lab.peer();
+        give_peer(peer.dir(), credential_of(family));
+        let conn = Conn {
+            certified: true,
+            ..conn(family)
+        };
+        peer.load_conns(std::slice::from_ref(&conn))
+            .expect("the peer takes its connection");
+        let pieces = count(&stack, "EF(");
+        let target = Node::Peer.addr(family).to_string();
+        until(&stack, "no traffic when the terminal starts", || {
+            ping(&stack.lab, Node::Ta, &target, 1)
+        });
+        peer.terminate(&conn.name, LIMIT).expect("swanctl runs");
+        until(&stack, "the SA is left", || {
+            stack.sas().is_ok_and(|sas| sas.is_empty())
+        });
+        initiate(&stack, &conn.name);
+        until(&stack, "no traffic when the peer starts", || {
+            passes(&stack, family)
+        });
+        let sas = peer.list_sas().expect("the peer reports");
+        assert!(
+            sas.iter().all(|sa| sa.remote_id == Node::Ta.identity()),
+            "{sas:?}"
+        );
+        // The long chain comes and goes in pieces, in both exchanges.
+        let pieces = count(&stack, "EF(") - pieces;
+        assert_eq!(pieces > 0, family == Family::V6, "{pieces} pieces");
+        peer.terminate(&conn.name, LIMIT).expect("swanctl runs");
+        until(&stack, "the SA is left", || {
+            stack.sas().is_ok_and(|sas| sas.is_empty())
+        });
+    }
+    stack.stop();
+}
