@@ -91,8 +91,8 @@ pub struct Config {
     pub redundant_after: Duration,
     /// How long an ended IKE SA still answers retransmissions of its last request.
     pub linger: Duration,
-    /// How long a rekeying waits for [`child_ready`](crate::Endpoint::child_ready): our answer to the peer's is held
-    /// back, and our Delete of what a rekeying of ours replaced. Zero does not wait.
+    /// How long an SA waits for [`child_ready`](crate::Endpoint::child_ready): our answer to the peer's IKE_AUTH or
+    /// rekeying is held back, and our Delete of what a rekeying of ours replaced. Zero does not wait.
     pub ready_within: Duration,
     /// Longest IKE message that is sent whole to a peer that takes fragments (RFC 7383), bytes; 0 never splits.
     pub fragment_size: usize,

@@ -347,6 +347,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         };
         self.event(Some(key), subscriber, "key_transfer_failed", text.into());
         if let Some(child) = self.pairs.child_mut(key, failed.name.spi_in).copied() {
+            // The peer may still wait for our answer: that first, or the Delete has nothing to delete.
+            let _ = self.endpoint.child_ready(now, child.ike, child.spi_in);
             let _ = self.endpoint.delete_child(now, child.ike, child.spi_in);
         }
     }

@@ -40,8 +40,8 @@ use crate::lingering::Lingering;
 use crate::pairs::{Child, PairKey, Pairs};
 use crate::sessions::Sessions;
 
-/// How long a rekeying waits for the terminal to have the new keys. Peers repeat their request after two seconds or
-/// more, and give it up after minutes.
+/// How long our answer to a peer waits for the terminal to have the keys, at set-up and in rekeyings. Peers repeat their
+/// request after two seconds or more, and give it up after minutes.
 pub const READY_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long the registry may take to answer: then the exchange has failed, and is tried again.

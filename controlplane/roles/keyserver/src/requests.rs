@@ -146,7 +146,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     ) {
         let request = self.next_request;
         self.next_request += 1;
-        self.waiting.insert(request, (now + crate::ANSWER_WITHIN, waiting));
+        self.waiting
+            .insert(request, (now + crate::ANSWER_WITHIN, waiting));
         self.to_registry.push_back(ToRegistry::Credential {
             request,
             subscriber,

@@ -721,7 +721,10 @@ fn a_registry_that_does_not_answer_delays_and_does_not_block() {
     let request = world.request(A, B, 1);
     world.deliver_only(A, B, request);
     let asked = world.keyserver.poll_registry();
-    assert!(matches!(asked, Some(ToRegistry::SessionConfirmed { .. })), "{asked:?}");
+    assert!(
+        matches!(asked, Some(ToRegistry::SessionConfirmed { .. })),
+        "{asked:?}"
+    );
     let asked = world.keyserver.poll_registry();
     assert!(matches!(asked, Some(ToRegistry::Credential { .. })), "{asked:?}");
     world.pass(Duration::from_secs(6));
@@ -767,4 +770,21 @@ fn messages_go_to_the_gateway_of_the_terminal() {
     world.keyserver.handle_registry(world.now, registered);
     assert!(world.keyserver.addresses_of(&format!("terminal-{A}")).is_empty());
     assert!(!world.keyserver.addresses_of(&format!("terminal-{B}")).is_empty());
+}
+
+/// The initiator sends when it has the answer: the answer waits until the other end's terminal has the keys, but not
+/// for ever.
+#[test]
+fn no_packet_overtakes_the_keys_of_a_first_set_up() {
+    let mut world = World::new();
+    world.terminals.get_mut(&B).unwrap().acknowledges = false;
+    world.ask(A, B, 1);
+    assert!(world.terminals[&A].installed.is_empty(), "B has not acknowledged");
+    world.pass(Duration::from_secs(4));
+    world.sa_of(A);
+    // The usual case needs no timer.
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    world.sa_of(A);
+    world.sa_of(B);
 }

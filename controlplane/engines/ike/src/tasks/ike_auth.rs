@@ -26,7 +26,7 @@ use crate::auth::{self, SHARED_KEY};
 use crate::command::{Command, FailReason, Role};
 use crate::endpoint::{Core, Effect};
 use crate::keys::IkeKeys;
-use crate::sa::{IkeSa, Sa, State, answer, say_once};
+use crate::sa::{IkeSa, Sa, State, Withheld, answer, say_once};
 use crate::wire::{Header, Id, NotifyType, Payload};
 
 /// PPK_ID type: a fixed octet string (RFC 8784 §5.1).
@@ -372,16 +372,24 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         answer(sa, core, header.exchange, header.message_id, &payloads);
         return;
     }
-    let created = child_create::choose(sa, parts, false).and_then(|agreement| {
+    let created = child_create::choose(sa, parts, false, None).and_then(|agreement| {
         let spi = core.new_esp_spi(sa.local.ip());
         let answer = child_create::answer_payloads(&agreement, spi);
         let keying = Keying { ni, nr, shared: None };
         child_create::install(sa, core, now, agreement, spi, Role::Responder, &keying, None)
             .map_err(|_| NotifyType::NO_PROPOSAL_CHOSEN)?;
-        Ok(answer)
+        Ok((answer, spi))
     });
     match created {
-        Ok(answer) => payloads.extend(answer),
+        Ok((answer, spi)) => {
+            payloads.extend(answer);
+            // The peer sends as soon as it has our answer: whoever receives must have the keys by then.
+            let wait = core.config.ready_within;
+            sa.withheld = (!wait.is_zero()).then_some(Withheld {
+                spi_in: spi,
+                due: now + wait,
+            });
+        }
         Err(kind) => {
             // The IKE SA stands without CHILD SA (RFC 7296 §1.2); the peer may ask for another one.
             payloads.push(Payload::notify(kind, &[][..]));
