@@ -5,6 +5,8 @@
 //!   (guest kernel)                                                                        (guest kernel)
 //! ```
 //!
+//! In tunnel mode a plain host behind the peer takes part, too: `peer --- host`, a namespace inside the guest.
+//!
 //! Both ends are kernels of their own (user-mode Linux) that were given keys by `ip xfrm`; neither knows the other's. One
 //! pair of guests serves all combinations: SAs and policies are swapped between them.
 
@@ -53,6 +55,8 @@ struct Case {
     esn: bool,
     /// First of the two SPIs; the name of the SA.
     spi: u32,
+    /// The traffic is that of a plain host behind the peer, which is its security gateway (spec row T13).
+    behind: bool,
 }
 
 /// Keys of one direction of one segment.
@@ -93,6 +97,18 @@ impl Case {
         [Node::Ta, Node::Peer].map(|node| node.addr(self.family).to_string())
     }
 
+    /// Where the terminal's packets go, and the selector that says so.
+    fn target(&self) -> (String, String) {
+        match (self.behind, self.family) {
+            (false, _) => {
+                let [_, peer] = self.ends();
+                (peer.clone(), peer)
+            }
+            (true, Family::V4) => ("10.88.0.2".into(), "10.88.0.0/24".into()),
+            (true, Family::V6) => ("fd88::2".into(), "fd88::/64".into()),
+        }
+    }
+
     /// `towpath sa add`.
     fn add(&self, stack: &Stack) {
         let [terminal, peer] = self.ends();
@@ -128,6 +144,10 @@ impl Case {
         }
         if self.esn {
             args.push("--esn");
+        }
+        let (_, selector) = self.target();
+        if self.behind {
+            args.extend(["--remote-ts", &selector]);
         }
         let mut keys = Vec::new();
         for (direction, name) in ["peer_in", "peer_out", "segment_in", "segment_out"]
@@ -192,10 +212,18 @@ impl Case {
                 );
                 template += &format!(" tmpl src {source} dst {destination} proto ah reqid 2 mode {mode}");
             }
-            let direction = if sends { "out" } else { "in" };
-            script += &format!(
-                "ip xfrm policy add src {source} dst {destination} dir {direction} priority 1{template}\n"
-            );
+            let (_, far) = self.target();
+            let (from, to) = if *source == peer {
+                (&far, &terminal)
+            } else {
+                (&terminal, &far)
+            };
+            // What is forwarded to a host behind is checked on its way there, too.
+            let directions: &[&str] = if sends { &["out"] } else { &["in", "fwd"] };
+            for direction in directions {
+                script +=
+                    &format!("ip xfrm policy add src {from} dst {to} dir {direction} priority 1{template}\n");
+            }
         }
         script
     }
@@ -220,6 +248,31 @@ impl World {
         let pump = stack.lab.lend(Node::Ta, &xtask).expect("a program for the guest");
         let pump = pump.display().to_string();
         Self { stack, pump }
+    }
+
+    /// A plain host behind the peer: a namespace of the guest's own, behind its forwarding.
+    fn host_behind(&self) {
+        let xtask = programs().expect("a test has a folder").join("xtask");
+        let pump = self
+            .stack
+            .lab
+            .lend(Node::Peer, &xtask)
+            .expect("a program for the guest");
+        let pump = pump.display();
+        self.run(
+            Node::Peer,
+            format!(
+                "set -e; ip netns add inner; ip link add h0 type veth peer name h1 netns inner\n\
+                 echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding\n\
+                 ethtool -K h0 tx off tso off gso off gro off; ip link set h0 up; ip -n inner link set lo up\n\
+                 ip netns exec inner ethtool -K h1 tx off tso off gso off gro off; ip -n inner link set h1 up\n\
+                 ip addr add 10.88.0.1/24 dev h0; ip addr add fd88::1/64 dev h0 nodad\n\
+                 ip -n inner addr add 10.88.0.2/24 dev h1; ip -n inner addr add fd88::2/64 dev h1 nodad\n\
+                 ip -n inner route add default via 10.88.0.1; ip -n inner route add default via fd88::1\n\
+                 setsid ip netns exec inner {pump} pump serve >/run/inner.log 2>&1 </dev/null &\n\
+                 for i in {{1..400}}; do grep -q ready /run/inner.log && exit 0; sleep .05; done; exit 1"
+            ),
+        );
     }
 
     fn run(&self, node: Node, script: String) -> String {
@@ -247,15 +300,17 @@ impl World {
         // Directions of keys: 0 peer_in, 1 peer_out, 2 segment_in, 3 segment_out.
         self.run(Node::Peer, case.script(Node::Peer, 0, 1));
         self.run(Node::Ta, case.script(Node::Ta, 2, 3));
-        let [terminal, peer] = case.ends();
+        let [terminal, _] = case.ends();
+        let (target, _) = case.target();
         let capture = self
             .stack
             .lab
             .capture(Node::Peer, "eth0")
             .expect("tcpdump starts");
         let ping = "ping -q -c 3 -i 0.1 -W 10";
-        for (node, to) in [(Node::Ta, &peer), (Node::Peer, &terminal)] {
-            let said = self.run(node, format!("{ping} {to}"));
+        let host = if case.behind { "ip netns exec inner " } else { "" };
+        for (node, place, to) in [(Node::Ta, "", &target), (Node::Peer, host, &terminal)] {
+            let said = self.run(node, format!("{place}{ping} {to}"));
             assert!(
                 said.contains(" 0% packet loss"),
                 "{case:?}: {said}\n{}",
@@ -265,7 +320,7 @@ impl World {
         let pump = &self.pump;
         self.run(
             Node::Ta,
-            format!("{pump} pump put {peer} {bytes} && {pump} pump get {peer} {bytes}"),
+            format!("{pump} pump put {target} {bytes} && {pump} pump get {target} {bytes}"),
         );
         let frames = capture.stop().expect("the capture is readable");
         let expected = if case.protocols.has_ah() { 51 } else { 50 };
@@ -321,6 +376,7 @@ fn all() -> Vec<Case> {
                             cipher,
                             esn,
                             spi,
+                            behind: false,
                         });
                     }
                 }
@@ -330,24 +386,41 @@ fn all() -> Vec<Case> {
     cases
 }
 
+/// The terminal and a plain host behind the peer (the patent's Fig. 9).
+fn behind(family: Family) -> Case {
+    Case {
+        family,
+        protocols: Protocols::Esp,
+        mode: Mode::Tunnel,
+        cipher: Cipher::Gcm,
+        esn: false,
+        spi: if family == Family::V4 {
+            0xb000_1000
+        } else {
+            0xb000_1004
+        },
+        behind: true,
+    }
+}
+
 #[test]
 #[ignore = "needs root: network namespaces, XDP and two guest kernels"]
-fn two_kernels_talk_through_the_gateway_under_esp_ah_and_both() {
+fn two_kernels_and_a_plain_host_behind_one_talk_through_the_gateway() {
     let world = World::up("ipsec");
-    // One of each protocol and family; modes, ciphers and ESN in turn. The long test has every combination.
+    // What no other test of the lab has; the long one has every combination.
     let wanted = [
-        (Protocols::Esp, Mode::Transport, Cipher::Cbc, true, Family::V4),
-        (Protocols::Esp, Mode::Tunnel, Cipher::Gcm, true, Family::V6),
         (Protocols::Ah, Mode::Transport, Cipher::Gcm, true, Family::V6),
-        (Protocols::Ah, Mode::Tunnel, Cipher::Gcm, false, Family::V4),
-        (Protocols::EspInAh, Mode::Transport, Cipher::Gcm, true, Family::V4),
-        (Protocols::EspInAh, Mode::Tunnel, Cipher::Cbc, false, Family::V6),
+        (Protocols::EspInAh, Mode::Tunnel, Cipher::Gcm, true, Family::V4),
     ];
     for case in all() {
         let of = (case.protocols, case.mode, case.cipher, case.esn, case.family);
         if wanted.contains(&of) {
             world.prove(case, 64 << 10);
         }
+    }
+    world.host_behind();
+    for family in Family::ALL {
+        world.prove(behind(family), 64 << 10);
     }
     world.stack.stop();
 }
@@ -361,6 +434,10 @@ pub(crate) mod long {
         let world = World::up("ipsecl");
         for case in all() {
             world.prove(case, 256 << 10);
+        }
+        world.host_behind();
+        for family in Family::ALL {
+            world.prove(behind(family), 256 << 10);
         }
         world.stack.stop();
     }

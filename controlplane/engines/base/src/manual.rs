@@ -356,7 +356,8 @@ impl ManualSa {
             }
         }
         if self.encap.is_some() && self.protection.ah().is_some() {
-            let reason = "is given with AH, expected ESP alone: AH covers the addresses a NAT changes (RFC 3948)";
+            let reason =
+                "is given with AH, expected ESP alone: AH covers the addresses a NAT changes (RFC 3948)";
             return Err(invalid("encap", reason.into()));
         }
         self.check_keys()
@@ -470,7 +471,11 @@ impl ManualSa {
             key_out: key_out.clone(),
             local_ts,
             remote_ts,
-            lifetime: if bundled { Lifetime::default() } else { self.lifetime },
+            lifetime: if bundled {
+                Lifetime::default()
+            } else {
+                self.lifetime
+            },
         }
     }
 

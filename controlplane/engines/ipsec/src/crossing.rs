@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 
 use towpath_base::crypto::{EspTransform, IcvTransform, Rng};
 use towpath_base::packet::PacketBuf;
+use towpath_base::policy::IpsecProtocol;
 use towpath_base::{DropReason, Instant};
 use towpath_common::wire::protocol;
 
@@ -189,6 +190,15 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
             Self::Esp(bridge) => bridge.sender_mut(to_peer).swap_path_mtu(other),
             Self::Ah(bridge) => bridge.sender_mut(to_peer).swap_path_mtu(other),
             Self::EspInAh(bundle) => bundle.ah.sender_mut(to_peer).swap_path_mtu(other),
+        }
+    }
+
+    /// What protects it: what policies ask for.
+    pub const fn protocol(&self) -> IpsecProtocol {
+        match self {
+            Self::Esp(_) => IpsecProtocol::Esp,
+            Self::Ah(_) => IpsecProtocol::Ah,
+            Self::EspInAh(_) => IpsecProtocol::EspAh,
         }
     }
 

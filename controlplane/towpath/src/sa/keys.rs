@@ -78,7 +78,9 @@ impl Found {
         let key = Key::from_slice(bytes).filter(|key| key.len() == expected);
         key.ok_or_else(|| {
             let given = bytes.len();
-            Failure::usage(format!("key {name}: is {given} bytes, expected {expected}: {why}"))
+            Failure::usage(format!(
+                "key {name}: is {given} bytes, expected {expected}: {why}"
+            ))
         })
     }
 
@@ -138,7 +140,9 @@ pub(super) fn protection(args: &Add) -> Outcome<Protection> {
         (Some(suite), None) => esp(&found, args.class, suite),
         (None, Some(form)) => ah(&found, args.class, form),
         (Some(suite), Some(form)) => both(&found, args, suite, form),
-        (None, None) => Err(Failure::usage("--suite: is missing, and so is --ah; expected one")),
+        (None, None) => Err(Failure::usage(
+            "--suite: is missing, and so is --ah; expected one",
+        )),
     }
 }
 

@@ -160,7 +160,13 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
 ) -> Result<Passage, DropReason> {
     let to_peer = place.from == Side::Terminal;
     let opened = bridge.open(to_peer, now, packet)?;
-    let may_relay = watch.plain(&place.key, place.from, &opened.flow, packet.bytes())?;
+    let may_relay = watch.plain(
+        &place.key,
+        place.from,
+        bridge.protocol(),
+        &opened.flow,
+        packet.bytes(),
+    )?;
     if let Some((relay, pair)) = relay {
         relay.note(now, pair, place.slot, place.from, place.egress);
         if may_relay && opened.flow.protocol == protocol::TCP {

@@ -4,7 +4,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use towpath_base::DropReason;
-use towpath_base::policy::{Policy, PolicyAction};
+use towpath_base::policy::{IpsecProtocol, Policy, PolicyAction};
 use towpath_base::sa::Class;
 use towpath_ipsec::locate::Flow;
 use towpath_ipsec::spd::{Query, Spd};
@@ -121,6 +121,7 @@ impl Watch {
         &mut self,
         key: &SaKey,
         from: Side,
+        protocol: IpsecProtocol,
         flow: &Flow,
         packet: &[u8],
     ) -> Result<bool, DropReason> {
@@ -133,7 +134,7 @@ impl Watch {
         // TOS, traffic class and flow label are the packet's; its flow was found when it was opened.
         let query = Query {
             flow: *flow,
-            ipsec: Some(towpath_base::policy::IpsecProtocol::Esp),
+            ipsec: Some(protocol),
             ..Query::of_packet(packet)?
         };
         match policies.decide(&query).map(|Policy { action, .. }| action) {
