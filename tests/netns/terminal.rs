@@ -101,20 +101,16 @@ fn a_kernel_with_ipsec_holds_the_terminals_sas() {
         (Node::Tb, Family::V4),
     ] {
         let to = node.addr(family).to_string();
-        assert!(ping(&stack.lab, Node::Ta, &to, 3), "to {to}\n{}", story(&stack));
+        assert!(ping(&stack.lab, Node::Ta, &to, 2), "to {to}\n{}", story(&stack));
         let back = Node::Ta.addr(family).to_string();
-        assert!(ping(&stack.lab, node, &back, 3), "from {to}\n{}", story(&stack));
+        assert!(ping(&stack.lab, node, &back, 1), "from {to}\n{}", story(&stack));
     }
     let xtask = stack
         .lab
         .lend(Node::Ta, &programs().expect("programs").join("xtask"))
         .expect("lent");
     for (verb, node) in [("put", Node::Peer), ("get", Node::Tb)] {
-        let transfer = format!(
-            "{} pump {verb} {} 1048576",
-            xtask.display(),
-            node.addr(Family::V4)
-        );
+        let transfer = format!("{} pump {verb} {} 262144", xtask.display(), node.addr(Family::V4));
         let out = stack
             .lab
             .exec(Node::Ta, &Cmd::new(transfer), LIMIT * 2)
@@ -130,7 +126,7 @@ fn a_kernel_with_ipsec_holds_the_terminals_sas() {
         .expect("the peer rekeys");
     let peer = Node::Peer.addr(Family::V4).to_string();
     assert!(
-        ping(&stack.lab, Node::Ta, &peer, 10),
+        ping(&stack.lab, Node::Ta, &peer, 5),
         "after rekeying\n{}",
         story(&stack)
     );
@@ -141,7 +137,7 @@ fn a_kernel_with_ipsec_holds_the_terminals_sas() {
         .unwrap_or_default();
     let counted = |key: &str| sas.iter().filter_map(|sa| sa.get(key)?.as_u64()).sum::<u64>();
     assert!(
-        counted("packets_in") > 100 && counted("packets_out") > 100,
+        counted("packets_in") > 50 && counted("packets_out") > 50,
         "{sas:?}"
     );
 

@@ -7,7 +7,7 @@
 //! interface = "eth0"                  # towards the network
 //! addresses = ["192.0.2.7"]           # default: every global address of the interface
 //! backend = "auto"                    # who seals and opens: "kernel", "user-space", or whichever can
-//! inbound_filter = true                # user space: what arrives in clear though a policy protects it is dropped (nft)
+//! inbound_filter = true               # user space: drop what arrives in clear though a policy protects it (needs tc)
 //! tun = "towpath0"                    # user space: name of the device that takes plain packets
 //! mtu = 1390                          # of that device; default: the interface's, less what ESP may add
 //! reserved_spi = 100                  # both SPIs of messages to the network (figure 12A)
@@ -58,7 +58,7 @@ pub struct TerminalConfig {
     #[serde(default, skip_serializing_if = "Backend::is_auto")]
     pub backend: Backend,
     /// In user space: whether packets that arrive in clear are dropped where a policy protects or discards them. The
-    /// rules are nftables' and need the program `nft`; the kernel's IPsec drops them by itself.
+    /// filter needs the program `tc`; the kernel's IPsec drops them by itself.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub inbound_filter: bool,
     /// Name of the TUN device, at most 15 bytes.

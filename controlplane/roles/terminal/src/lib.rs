@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Addresses stay the host's own: the TUN device has none, and a route sends what policies protect through it.
-//! What arrives in clear does not pass the core; a host that wants it refused filters it.
+//! What arrives in clear does not pass the core; a filter at the interface drops what a policy protects.
 //!
 //! Where the kernel has IPsec with the usual algorithms there is no TUN device: the core's SAs and the policies are
 //! written into the kernel's tables, packets pass there alone, and clear ones that should not be are refused there.
