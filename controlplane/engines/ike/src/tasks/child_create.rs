@@ -162,11 +162,12 @@ fn mode(parts: &Parts<'_>, ours: Mode) -> Mode {
     }
 }
 
-/// Chooses from the peer's offer.
+/// Chooses from the peer's offer, which is to replace `old` if that is given.
 pub(super) fn choose<P>(
     sa: &crate::sa::IkeSa<P>,
     parts: &Parts<'_>,
     key_exchange: bool,
+    old: Option<&Child>,
 ) -> Result<Agreement, NotifyType> {
     let policy = sa.policy.as_ref().ok_or(NotifyType::NO_PROPOSAL_CHOSEN)?;
     let (Some(proposals), Some(ts_i), Some(ts_r)) = (parts.sa, parts.ts_i, parts.ts_r) else {
@@ -175,7 +176,16 @@ pub(super) fn choose<P>(
     let chosen = choose_esp(&policy.esp_suites, policy.esn, proposals)
         .filter(|chosen| key_exchange || chosen.group.is_none())
         .ok_or(NotifyType::NO_PROPOSAL_CHOSEN)?;
-    let (local_ts, remote_ts) = policy_selectors(sa, policy);
+    let (mut local_ts, mut remote_ts) = policy_selectors(sa, policy);
+    if let Some(old) = old {
+        // Where the addresses alone say what is protected, those of the beginning do: an end may have moved since.
+        if policy.local_ts.is_empty() {
+            local_ts.clone_from(&old.local_ts);
+        }
+        if policy.remote_ts.is_empty() {
+            remote_ts.clone_from(&old.remote_ts);
+        }
+    }
     let mode = mode(parts, policy.mode);
     let natted = |nat: bool| nat && mode == Mode::Transport;
     let (local_ts, local_answer) = narrow_natted(&local_ts, ts_r, natted(sa.nat.local), sa.local.ip());
@@ -321,7 +331,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     }
     let ni = parts.nonce.ok_or(refusal(NotifyType::INVALID_SYNTAX))?;
     let replaces = replaced(sa, parts)?;
-    let agreement = choose(sa, parts, true).map_err(refusal)?;
+    let agreement = choose(sa, parts, true, replaces.and_then(|spi_in| sa.child(spi_in))).map_err(refusal)?;
     let exchanged = match (agreement.chosen.group, parts.ke) {
         (None, _) => None,
         (Some(group), Some((sent, public))) if sent == group.number() => Some(
