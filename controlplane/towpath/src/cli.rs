@@ -288,7 +288,7 @@ pub(crate) enum Ike {
         #[arg(long, value_name = "SPI", value_parser = parse_spi)]
         child: Option<u32>,
     },
-    /// Follow the exchanges, one line per message with the names of its payloads, until interrupted
+    /// The last exchanges, one line per message with the names of its payloads
     Log(IkeLog),
     /// Keys for Wireshark's ikev2_decryption_table; only while debug.key_log is configured
     Keys {
@@ -301,10 +301,10 @@ pub(crate) enum Ike {
 /// `towpath ike log`.
 #[derive(Debug, Args)]
 pub(crate) struct IkeLog {
-    /// Go on until interrupted; the default
+    /// Go on with what comes, until interrupted
     #[arg(long, short)]
     pub(crate) follow: bool,
-    /// Stop after this many lines
+    /// Lines of what happened before (default 200; the daemon keeps its last 4,096 events)
     #[arg(long, short = 'n', value_name = "NUMBER")]
     pub(crate) count: Option<u64>,
     /// Only of this subscriber

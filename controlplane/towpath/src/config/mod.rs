@@ -427,6 +427,7 @@ mod tests {
         let complete = Config {
             debug: Debug {
                 key_log: Some("k".into()),
+                ..Debug::default()
             },
             gateway: Gateway {
                 bpf_object: Some("o".into()),

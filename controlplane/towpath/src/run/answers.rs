@@ -47,8 +47,8 @@ impl Daemon {
             Request::CaptureRead { id } => self.read_capture(now, id),
             Request::CaptureStop { id } => self.stop_capture(id),
             Request::Subscriber(request) => self.roles.subscriber(now, request),
-            // The server itself streams them.
-            Request::Events => Ok(Reply::Events),
+            // The server itself has them.
+            Request::Events | Request::Recent => Ok(Reply::Events),
         }
     }
 

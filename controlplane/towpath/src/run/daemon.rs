@@ -231,7 +231,7 @@ impl Daemon {
     }
 
     /// To the keyserver of the subscriber the message is about. While none is up it is lost: whoever sent it repeats.
-    fn to_keyserver(&mut self, now: Instant, message: ToKeyserver) {
+    fn ask_keyserver(&mut self, now: Instant, message: ToKeyserver) {
         let subscriber = match &message {
             ToKeyserver::FromTerminal { subscriber, .. }
             | ToKeyserver::IkeFromPeer { subscriber, .. }
@@ -243,27 +243,27 @@ impl Daemon {
         if matches!(message, ToKeyserver::IkeFromPeer { .. }) {
             self.keyservers.active(now, subscriber);
         }
-        self.roles.to_keyserver(now, &keyserver, message);
+        self.roles.ask_keyserver(now, &keyserver, message);
     }
 
     /// A registration says which keyserver is to have the session.
-    fn to_registry(&mut self, now: Instant, mut message: ToRegistry) {
+    fn ask_registry(&mut self, now: Instant, mut message: ToRegistry) {
         if let ToRegistry::Register { datagram, keyserver } = &mut message
             && let Ok(header) = message::peek(&datagram.payload)
         {
             *keyserver = self.keyservers.of(header.subscriber);
         }
-        self.roles.to_registry(now, Part::Gateway, message);
+        self.roles.ask_registry(now, Part::Gateway, message);
     }
 
     fn carry_out(&mut self, now: Instant, output: Output) {
         match output {
             Output::ToKeyserver(message) => {
                 if !self.manual_expired(&message) {
-                    self.to_keyserver(now, message);
+                    self.ask_keyserver(now, message);
                 }
             }
-            Output::ToRegistry(message) => self.to_registry(now, message),
+            Output::ToRegistry(message) => self.ask_registry(now, message),
             Output::Transmit(packet) => self.transmit(&packet),
             Output::TransmitToTerminal { terminal, payload } => self.send_to_terminal(terminal, payload),
             Output::Serve {

@@ -68,8 +68,8 @@ impl Node {
             Request::Stats => Ok(Reply::Stats(Stats {
                 counters: control_drops(&self.refused).collect(),
             })),
-            // The server itself streams them.
-            Request::Events => Ok(Reply::Events),
+            // The server itself has them.
+            Request::Events | Request::Recent => Ok(Reply::Events),
             _ => {
                 let message = "no gateway runs in this process: ask on the machine where it does";
                 Err(AdminError::new(ErrorKind::NotFound, message))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   gateway ◄── FromRoles ── [Roles] ◄── channel ──► keyservers and registry elsewhere
-//!           ── to_* ───────►    │
+//!           ── ask_* ──────►    │
 //!                       keyserver, registry here
 //! ```
 //!
@@ -27,6 +27,10 @@ use super::keylog::KeyLog;
 use crate::config::{Config, Role};
 
 /// What the gateway of this process is told; where there is none, what people are.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "moved once or twice, a few per exchange"
+)]
 pub(super) enum FromRoles {
     /// By the keyserver of this name.
     Keyserver(NodeName, FromKeyserver),
@@ -142,7 +146,7 @@ impl Roles {
     }
 
     /// A message of this process's gateway to the keyserver called `name`.
-    pub(super) fn to_keyserver(&mut self, now: Instant, name: &NodeName, message: ToKeyserver) {
+    pub(super) fn ask_keyserver(&mut self, now: Instant, name: &NodeName, message: ToKeyserver) {
         match &mut self.keyserver {
             Some(keyserver) if *name == self.name => keyserver.handle_gateway_of(now, name, message),
             _ => self.send(Part::Gateway, name, Part::Keyserver, &message),
@@ -150,7 +154,7 @@ impl Roles {
     }
 
     /// A message of this process's gateway or keyserver, which `own` is, to the registry.
-    pub(super) fn to_registry(&mut self, now: Instant, own: Part, message: ToRegistry) {
+    pub(super) fn ask_registry(&mut self, now: Instant, own: Part, message: ToRegistry) {
         if let Some(registry) = &mut self.registry {
             registry.handle(now, &self.name, message);
             return;
@@ -186,7 +190,7 @@ impl Roles {
             }
             while let Some(message) = self.keyserver.as_mut().and_then(Keyserver::poll_registry) {
                 quiet = false;
-                self.to_registry(now, Part::Keyserver, message);
+                self.ask_registry(now, Part::Keyserver, message);
             }
             while let Some((destination, message)) = self.registry.as_mut().and_then(Registry::poll) {
                 quiet = false;
@@ -229,12 +233,12 @@ impl Roles {
         }
         let shown = !self.gateway_here && matches!(message, FromRegistry::Event(_));
         if own && whom.includes(&self.name) || shown {
-            self.from_registry(now, part, message);
+            self.tell_of_registry(now, part, message);
         }
     }
 
     /// A message of the registry, wherever it is, to the role `part` of this process.
-    fn from_registry(&mut self, now: Instant, part: Part, message: FromRegistry) {
+    fn tell_of_registry(&mut self, now: Instant, part: Part, message: FromRegistry) {
         match (&mut self.keyserver, part) {
             (Some(keyserver), Part::Keyserver) => {
                 if let (Some(keylog), FromRegistry::Session(grant)) = (&mut self.keylog, &message) {
@@ -335,7 +339,7 @@ impl Roles {
             }
             (own, Part::Registry) => {
                 let message: FromRegistry = decode(bytes).ok()?;
-                self.from_registry(now, own, message);
+                self.tell_of_registry(now, own, message);
             }
             _ => return None,
         }

@@ -138,28 +138,40 @@ const KINDS: &[&str] = &[
     "key_transfer_failed",
 ];
 
-/// Follows the IKE messages of all SAs, or of one subscriber's.
+/// Lines shown of what happened before, unless asked otherwise.
+const SHOWN: u64 = 200;
+
+/// The last IKE messages of all SAs, or of one subscriber's; with `--follow` also those that come.
 fn log(common: &Common, args: &IkeLog) -> Outcome {
-    let mut client = daemon(common)?;
-    client.follow()?;
-    let mut left = args.count.unwrap_or(u64::MAX);
-    while left > 0 {
-        let Some(event) = client.next_event()? else {
-            break;
-        };
-        let wanted = args
-            .subscriber
-            .as_ref()
-            .is_none_or(|name| *name == event.subscriber);
-        if !wanted || !KINDS.contains(&event.kind.as_str()) {
-            continue;
-        }
+    let wanted = |event: &Event| {
+        let name = args.subscriber.as_ref();
+        name.is_none_or(|name| *name == event.subscriber) && KINDS.contains(&event.kind.as_str())
+    };
+    let show = |event: &Event| {
         if common.json {
-            output::json_line(&event)?;
+            output::json_line(event)
         } else {
-            output::print(&line(&event))?;
+            output::print(&line(event))
         }
-        left -= 1;
+    };
+    let mut follower = daemon(common)?;
+    if args.follow {
+        // First, so that nothing falls between what was and what comes.
+        follower.follow()?;
+    }
+    let recent: Vec<Event> = daemon(common)?.recent()?.into_iter().filter(wanted).collect();
+    let count = usize::try_from(args.count.unwrap_or(SHOWN)).unwrap_or(usize::MAX);
+    for event in recent.iter().skip(recent.len().saturating_sub(count)) {
+        show(event)?;
+    }
+    let last = recent.last().map_or(0, |event| event.number);
+    if !args.follow {
+        return Ok(());
+    }
+    while let Some(event) = follower.next_event()? {
+        if event.number > last && wanted(&event) {
+            show(&event)?;
+        }
     }
     Ok(())
 }

@@ -186,7 +186,7 @@ async fn answer(
                         Err(AdminError::invalid("`permissions.show_keys` is false in the configuration, expected true"))
                     }
                     Request::FlowList(_) | Request::CaptureRead { .. } | Request::CaptureStop { .. } => Ok(Reply::Done),
-                    Request::Events => unreachable!("the server answers it"),
+                    Request::Events | Request::Recent => unreachable!("the server answers it"),
                 });
             }
         }

@@ -96,6 +96,14 @@ impl Client {
         quiet.map_err(|error| self.io(error))
     }
 
+    /// The last events, the oldest first.
+    pub fn recent(&mut self) -> Result<Vec<Event>, ClientError> {
+        match self.request(&Request::Recent)? {
+            Reply::Recent(events) => Ok(events),
+            _ => Err(ClientError::Protocol("another answer than events".into())),
+        }
+    }
+
     /// The next event; `None` when the daemon ended.
     pub fn next_event(&mut self) -> Result<Option<Event>, ClientError> {
         self.read()?

@@ -1,8 +1,9 @@
 //! The live view: what happened, as it happens.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,9 @@ use tokio::sync::broadcast;
 
 /// Events kept for a reader that is behind; older ones are lost to it, and counted.
 const BACKLOG: usize = 1024;
+
+/// Events kept for who asks what happened before.
+const HISTORY: usize = 4096;
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,6 +41,7 @@ pub struct Event {
 pub struct EventBus {
     sender: broadcast::Sender<Event>,
     number: Arc<AtomicU64>,
+    recent: Arc<Mutex<VecDeque<Event>>>,
 }
 
 impl Default for EventBus {
@@ -51,6 +56,7 @@ impl EventBus {
         Self {
             sender: broadcast::channel(BACKLOG).0,
             number: Arc::default(),
+            recent: Arc::default(),
         }
     }
 
@@ -60,8 +66,20 @@ impl EventBus {
         event.unix_millis = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        if let Ok(mut recent) = self.recent.lock() {
+            if recent.len() >= HISTORY {
+                recent.pop_front();
+            }
+            recent.push_back(event.clone());
+        }
         // An error only says that nobody is reading.
         let _ = self.sender.send(event);
+    }
+
+    /// The last events, the oldest first: a bounded number.
+    pub fn recent(&self) -> Vec<Event> {
+        let recent = self.recent.lock();
+        recent.map_or_else(|_| Vec::new(), |recent| recent.iter().cloned().collect())
     }
 
     /// A reader of what is published from now on.
@@ -84,5 +102,22 @@ impl EventReader {
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_events_are_kept_and_no_more() {
+        let bus = EventBus::new();
+        let many = HISTORY as u64 + 7;
+        for _ in 0..many {
+            bus.publish(Event::default());
+        }
+        let recent = bus.recent();
+        assert_eq!(recent.len(), HISTORY);
+        assert_eq!((recent[0].number, recent[HISTORY - 1].number), (8, many));
     }
 }

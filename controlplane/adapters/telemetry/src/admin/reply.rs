@@ -69,6 +69,8 @@ pub enum Reply {
     Done,
     /// To [`super::Request::Events`]: events follow.
     Events,
+    /// To [`super::Request::Recent`], the oldest first.
+    Recent(Vec<super::Event>),
     /// One subscriber, as it is now.
     Subscriber(Box<Attached>),
     /// A page of subscribers.

@@ -58,6 +58,8 @@ pub enum Request {
     },
     /// From now on write events. Answered by the server itself.
     Events,
+    /// The last events, as many as are kept. Answered by the server itself, with [`super::Reply::Recent`].
+    Recent,
 }
 
 /// Which SAs; everything absent matches all.

@@ -162,6 +162,7 @@ async fn converse(
         let response = match line::decode(&line) {
             Err(error) => Response::Error(AdminError::invalid(format!("request does not parse: {error}"))),
             Ok(Request::Events) => return follow(&mut input, &mut output, events).await,
+            Ok(Request::Recent) => Response::Ok(Reply::Recent(events.recent())),
             Ok(request) => ask(request, requests).await,
         };
         drop(line);
