@@ -6,14 +6,16 @@
 //! * `esp.10k_sas_vs_1`: throughput over ten thousand SAs in random order ÷ over one.
 //! * `esp.bytes_per_sa`: what one more SA costs a gateway in memory.
 //!
+//! * `esp.gateway_vs_…`: the daemon itself, see [`gateway`].
+//!
 //! The program measured is `esp_speed` of `tests/cost`: one thread, no sockets, the engines as the gateway calls them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Args, Better, Record, quantile};
-use crate::sh::Cmd;
+use super::{Args, Better, Record, gateway, quantile};
+use crate::sh::{Cmd, Usage};
 use crate::ui;
 
 /// One of each kind.
@@ -34,18 +36,38 @@ const MANY: &str = "10000";
 /// Measures and returns the records.
 pub(super) fn run(root: &Path, args: &Args) -> Result<Vec<Record>> {
     let rounds = if args.quick { "15" } else { "41" };
+    let wants = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
+    if let Some(unknown) = args
+        .only
+        .iter()
+        .find(|part| !["engine", "gateway"].contains(&part.as_str()))
+    {
+        let text = format!("bench esp has no part {unknown:?}; there are engine and gateway");
+        return Err(Usage(text).into());
+    }
     let program = ui::step("building the engines optimised", || build(root))?;
-    let mut records = engine(&program, rounds)?;
-    records.push(many(&program, rounds)?);
-    records.push(memory(&program)?);
+    let mut records = Vec::new();
+    if wants("engine") {
+        records.extend(engine_part(&program, rounds)?);
+    }
+    if wants("gateway") {
+        records.extend(gateway::run(root, args, &program.with_file_name("esp_load"))?);
+    }
+    Ok(records)
+}
+
+fn engine_part(program: &Path, rounds: &str) -> Result<Vec<Record>> {
+    let mut records = engine(program, rounds)?;
+    records.push(many(program, rounds)?);
+    records.push(memory(program)?);
     for suite in SUITES {
-        records.push(one_suite(&program, suite, rounds)?);
+        records.push(one_suite(program, suite, rounds)?);
     }
     Ok(records)
 }
 
 fn build(root: &Path) -> Result<PathBuf> {
-    Cmd::line("cargo build --release --locked --package towpath-cost --bin esp_speed")
+    Cmd::line("cargo build --release --locked --package towpath-cost --bin esp_speed --bin esp_load")
         .dir(root)
         .run()?;
     Ok(root.join("target/release/esp_speed"))

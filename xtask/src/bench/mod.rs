@@ -5,6 +5,7 @@
 
 mod dataplane;
 mod esp;
+mod gateway;
 mod ike;
 mod netns;
 pub mod tcp;
@@ -27,8 +28,8 @@ pub struct Args {
     /// Finish within five minutes.
     #[arg(long)]
     pub quick: bool,
-    /// Measure only these parts, separated by commas (ike: psk, ecdsa, mlkem, many; tcp: goodput, megabyte,
-    /// snoop, sharing, processor, latency, idle).
+    /// Measure only these parts, separated by commas (esp: engine, gateway; ike: psk, ecdsa, mlkem, many; tcp:
+    /// goodput, megabyte, snoop, sharing, processor, latency, idle).
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     pub only: Vec<String>,
     /// Measure the programs as they are built, optimised or not.
@@ -181,6 +182,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
         "tcp" if cfg!(debug_assertions) && !args.as_built => return run_optimised(root, args),
         "tcp" => tcp::run(root, args)?,
         "ike" => ike::run(root, args)?,
+        "esp" if cfg!(debug_assertions) && !args.as_built => return run_optimised(root, args),
         "esp" => esp::run(root, args)?,
         "terminal" => terminal::run(root, args)?,
         other => {
@@ -211,7 +213,7 @@ fn write_json(path: &Path, records: &[Record]) -> Result<()> {
 /// The packet loops of this very program are measured: let the compiler do its best first.
 fn run_optimised(root: &Path, args: &Args) -> Result<()> {
     println!("bench: building the benchmark optimised");
-    let packages: &[&str] = if args.name == "tcp" {
+    let packages: &[&str] = if args.name == "tcp" || args.name == "esp" {
         &["xtask", "towpath"]
     } else {
         &["xtask"]
