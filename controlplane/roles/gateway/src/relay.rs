@@ -39,8 +39,9 @@ const ORPHAN: Duration = Duration::from_secs(60);
 const EGRESS_FRESH: Duration = Duration::from_secs(10);
 /// Packets of a terminal's replay window; ours have at least this many (`terminal-core`).
 const REPLAY_WINDOW: u64 = 448;
-/// A connection silent this long is parked.
-const PARK_AFTER: Duration = Duration::from_secs(10);
+/// A connection silent this long is parked: soon, so that a crowd that arrives and falls silent is never alive all at
+/// once, which its memory would remember. Waking takes microseconds.
+const PARK_AFTER: Duration = Duration::from_secs(2);
 
 /// Where a packet leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
