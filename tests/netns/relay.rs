@@ -272,3 +272,30 @@ fn connections_of_a_killed_daemon_end_cleanly() {
     );
     stack.stop();
 }
+
+/// Ten minutes; the same as `cargo xtask run --relay`.
+fn everything_tcp_keeps(name: &str, peer: PeerKind) {
+    let root = xtask::root();
+    let lab = Lab::ephemeral(&root, name, peer).expect("the lab comes up");
+    let object = xtask::ebpf::object_path(&root);
+    let mut stack = Stack::start(lab, &object).expect("towpath comes up");
+    let outcomes = xtask::proof::relay::all(&mut stack, "").expect("the servers start");
+    let failed: Vec<_> = outcomes
+        .iter()
+        .filter(|outcome| outcome.verdict.is_err())
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}\n{}", stack.tail("towpath", 30));
+    stack.stop();
+}
+
+#[test]
+#[ignore = "needs root: network namespaces, XDP and a guest kernel"]
+fn long_what_tcp_keeps_with_a_linux_kernel() {
+    everything_tcp_keeps("relay-all-k", PeerKind::Kernel);
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn long_what_tcp_keeps_with_user_space_esp() {
+    everything_tcp_keeps("relay-all-l", PeerKind::Libipsec);
+}

@@ -73,7 +73,11 @@ fn items() -> Vec<Item> {
             cargo(root, "test --workspace --lib --bins --locked --quiet").run()
         }),
         item("fuzz corpora", |root| {
-            cargo(root, "test --package towpath-tests --test corpus --locked --quiet").run()
+            cargo(
+                root,
+                "test --package towpath-tests --test corpus --locked --quiet",
+            )
+            .run()
         }),
         item("bare metal", bare_metal),
         // A workspace of its own, so nothing else compiles it or sees that its lock file is old.

@@ -10,6 +10,12 @@
 //! | `half N` | the client sends N bytes and its FIN; the server then sends N bytes and what it saw |
 //! | `stall N` | the server lets the window close before it takes N bytes |
 //! | `reset N` | the server leaves N bytes unread and closes: the client must see a reset |
+//! | `put N S`, `get N S` | whoever receives does not read for S seconds: the window closes |
+//! | `urgent N`, `inline N` | the client sends N bytes, an urgent one and N more; the server takes the urgent one out of band, or in its place |
+//! | `urgent-get N`, `inline-get N` | the same from the server to the client |
+
+mod flood;
+mod urgent;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -88,6 +94,45 @@ pub enum Command {
         /// How many bytes.
         bytes: u64,
     },
+    /// Sends to a server that does not read for many seconds.
+    Pause {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes.
+        bytes: u64,
+        /// How long nothing is read.
+        seconds: u64,
+    },
+    /// Asks for bytes and does not read them for many seconds.
+    Sip {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes.
+        bytes: u64,
+        /// How long nothing is read.
+        seconds: u64,
+    },
+    /// Urgent bytes, both ways, taken out of band and in their place.
+    Urgent {
+        /// Server's address.
+        addr: IpAddr,
+        /// How many bytes before and behind the urgent one.
+        bytes: u64,
+    },
+    /// Listens, and answers nobody once its queue of one is full.
+    Deaf {
+        /// Port to listen on.
+        port: u16,
+    },
+    /// Sends SYNs nobody will follow up, each from another port.
+    Flood {
+        /// Server's address, IPv4.
+        addr: std::net::Ipv4Addr,
+        /// Server's port.
+        port: u16,
+        /// How many.
+        count: u32,
+    },
     /// All of these at once, and connections given up in the middle.
     Mixed {
         /// Server's address.
@@ -114,6 +159,17 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Half { addr, bytes } => timed(*addr, *bytes, Verb::Half),
         Command::Stall { addr, bytes } => timed(*addr, *bytes, Verb::Stall),
         Command::Reset { addr, bytes } => timed(*addr, *bytes, Verb::Reset),
+        Command::Pause { addr, bytes, seconds } => timed_with(*addr, *bytes, Verb::Put, *seconds),
+        Command::Sip { addr, bytes, seconds } => timed_with(*addr, *bytes, Verb::Get, *seconds),
+        Command::Urgent { addr, bytes } => {
+            for verb in Verb::URGENT {
+                exchange(*addr, *bytes, verb, 0).with_context(|| verb.word())?;
+            }
+            println!("urgent bytes both ways, out of band and inline");
+            Ok(())
+        }
+        Command::Deaf { port } => flood::deaf(*port),
+        Command::Flood { addr, port, count } => flood::run(*addr, *port, *count),
         Command::Mixed {
             addr,
             bytes,
@@ -133,6 +189,10 @@ enum Verb {
     Reset,
     /// Half of a `get`, then gone.
     GiveUp,
+    Urgent,
+    Inline,
+    UrgentGet,
+    InlineGet,
 }
 
 impl Verb {
@@ -145,6 +205,8 @@ impl Verb {
         Self::GiveUp,
     ];
 
+    const URGENT: [Self; 4] = [Self::Urgent, Self::Inline, Self::UrgentGet, Self::InlineGet];
+
     /// The word in the request.
     const fn word(self) -> &'static str {
         match self {
@@ -153,6 +215,10 @@ impl Verb {
             Self::Half => "half",
             Self::Stall => "stall",
             Self::Reset => "reset",
+            Self::Urgent => "urgent",
+            Self::Inline => "inline",
+            Self::UrgentGet => "urgent-get",
+            Self::InlineGet => "inline-get",
         }
     }
 }
@@ -178,14 +244,23 @@ fn answer(stream: TcpStream) -> Result<String> {
     let mut writer = stream;
     let mut line = String::new();
     reader.read_line(&mut line)?;
-    let (verb, count) = line
-        .trim()
-        .split_once(' ')
-        .context("a line `VERB N` was expected")?;
+    let mut words = line.split_whitespace();
+    let (Some(verb), Some(count)) = (words.next(), words.next()) else {
+        bail!("a line `VERB N` was expected, not {line:?}");
+    };
     let count: u64 = count.parse().context("a number of bytes was expected")?;
+    let hold = Duration::from_secs(words.next().map_or(Ok(0), str::parse)?);
     let digest = match verb {
-        "put" => receive(&mut reader, count)?,
-        "get" => send(&mut writer, count)?,
+        "put" => {
+            std::thread::sleep(hold);
+            receive(&mut reader, count)?
+        }
+        "get" => {
+            writer.set_write_timeout(Some(SILENCE + hold))?;
+            send(&mut writer, count)?
+        }
+        "urgent" | "inline" => urgent::receive(&writer, &mut reader, count, verb == "inline")?,
+        "urgent-get" | "inline-get" => urgent::send(&mut writer, count)?,
         "half" => {
             let digest = receive(&mut reader, count)?;
             if reader.read(&mut [0; 1])? != 0 {
@@ -211,8 +286,13 @@ fn answer(stream: TcpStream) -> Result<String> {
 
 /// One exchange, and how fast it was.
 fn timed(addr: IpAddr, bytes: u64, verb: Verb) -> Result<()> {
+    timed_with(addr, bytes, verb, 0)
+}
+
+/// One exchange whose receiver does not read for `hold` seconds.
+fn timed_with(addr: IpAddr, bytes: u64, verb: Verb, hold: u64) -> Result<()> {
     let started = Instant::now();
-    let digest = exchange(addr, bytes, verb)?;
+    let digest = exchange(addr, bytes, verb, hold)?;
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{bytes} bytes, sha256 {digest}, {:.1} Mb/s",
@@ -237,7 +317,7 @@ fn mixed(addr: IpAddr, bytes: u64, count: usize, at_once: usize) -> Result<()> {
                     let verb = Verb::ALL[index % Verb::ALL.len()];
                     // Sizes from one byte upwards, no two neighbours alike.
                     let bytes = 1 + bytes * (index as u64 * 7 % 16) / 16;
-                    if let Err(error) = exchange(addr, bytes, verb) {
+                    if let Err(error) = exchange(addr, bytes, verb, 0) {
                         let failure = format!("connection {index}, {verb:?} of {bytes} bytes: {error:#}");
                         failures
                             .lock()
@@ -260,17 +340,25 @@ fn mixed(addr: IpAddr, bytes: u64, count: usize, at_once: usize) -> Result<()> {
     Ok(())
 }
 
-fn exchange(addr: IpAddr, bytes: u64, verb: Verb) -> Result<String> {
+fn exchange(addr: IpAddr, bytes: u64, verb: Verb, hold: u64) -> Result<String> {
     let addr = SocketAddr::new(addr, PORT);
     let stream = TcpStream::connect_timeout(&addr, SILENCE).with_context(|| format!("connect to {addr}"))?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
+    let held = Duration::from_secs(hold);
+    stream.set_read_timeout(Some(SILENCE + held))?;
+    stream.set_write_timeout(Some(SILENCE + held))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
-    writer.write_all(format!("{} {bytes}\n", verb.word()).as_bytes())?;
+    writer.write_all(format!("{} {bytes} {hold}\n", verb.word()).as_bytes())?;
     let ours = match verb {
         Verb::Put | Verb::Stall => send(&mut writer, bytes)?,
-        Verb::Get => receive(&mut reader, bytes)?,
+        Verb::Get => {
+            std::thread::sleep(held);
+            receive(&mut reader, bytes)?
+        }
+        Verb::Urgent | Verb::Inline => urgent::send(&mut writer, bytes)?,
+        Verb::UrgentGet | Verb::InlineGet => {
+            urgent::receive(&writer, &mut reader, bytes, verb == Verb::InlineGet)?
+        }
         Verb::Half => {
             let ours = send(&mut writer, bytes)?;
             writer.shutdown(std::net::Shutdown::Write)?;

@@ -43,6 +43,11 @@ const LAB: &[&str] = &[
     "libcharon-extra-plugins",
     "libstrongswan-extra-plugins",
     "libstrongswan-standard-plugins",
+    // Programs that are run through the relay; dropbear-bin starts no server on the machine itself.
+    "curl",
+    "dropbear-bin",
+    "iperf3",
+    "openssh-client",
 ];
 
 /// Packages of the benchmarks.

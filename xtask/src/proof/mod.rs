@@ -1,12 +1,15 @@
 //! The main job in the lab: a terminal without IKE talks IPsec with an unmodified peer.
 //!
 //! [`scenario`] lists what is shown, [`stack`] starts Towpath, [`runner`] runs one scenario, [`judge`] reads the
-//! captures, [`rekeys`] replaces keys under load, [`table`] prints the result, [`live`] shows it as it happens.
+//! captures, [`rekeys`] replaces keys under load, [`relay`] shows what TCP keeps, [`table`] prints the result, [`live`]
+//! shows it as it happens.
+//! [`nonces`] reads what the daemon sealed.
 
 pub mod judge;
 pub mod live;
 pub mod nonces;
 pub mod rekeys;
+pub mod relay;
 pub mod runner;
 pub mod scenario;
 pub mod stack;
@@ -33,8 +36,8 @@ pub struct Args {
     /// The kind of peer; with --once: this kind only instead of both
     #[arg(long, value_enum)]
     pub peer: Option<PeerKind>,
-    /// With --once: only scenarios whose description contains all of these words
-    #[arg(long, value_name = "WORDS", requires = "once")]
+    /// With --once or --relay: only scenarios whose description contains all of these words
+    #[arg(long, value_name = "WORDS")]
     pub only: Option<String>,
     /// With --once: leave the lab up when a scenario failed
     #[arg(long, requires = "once")]
@@ -43,6 +46,10 @@ pub struct Args {
     /// says otherwise; exit 0 if none was lost
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["once", "iface"])]
     pub rekeys: Option<u64>,
+    /// Show what TCP keeps through the split relay: 1,000 connections, closed windows, shrinking paths, curl, ssh,
+    /// iperf3; a table, exit 0 if all passed (about ten minutes)
+    #[arg(long, conflicts_with_all = ["once", "iface", "rekeys"])]
+    pub relay: bool,
     /// Use the programs and the XDP object that are there, without building
     #[arg(long)]
     pub no_build: bool,
@@ -73,6 +80,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     match &args.config {
         Some(config) => real_interfaces(&args.iface, config, &object),
         None if args.once => once(root, args, &object),
+        None if args.relay => relay::run(root, args, &object),
         None if args.rekeys.is_some() => replace_keys(root, args, &object),
         None => live::run(root, args, &object),
     }
@@ -129,13 +137,17 @@ pub fn stack_for_test(name: &str, peer: PeerKind) -> Result<Stack> {
 
 /// As [`stack_for_test`], with `extra` at the end of the gateway's configuration.
 pub fn stack_for_test_with(name: &str, peer: PeerKind, extra: &str) -> Result<Stack> {
-    let root = crate::root();
-    let object = ebpf::object_path(&root);
+    stack_in(Lab::ephemeral(&crate::root(), name, peer)?, extra, |_, _| ())
+}
+
+/// Towpath in `lab`, with `extra` at the end of the gateway's configuration and subscribers changed by `edit`: for
+/// tests.
+pub fn stack_in(lab: Lab, extra: &str, edit: fn(Node, &mut serde_json::Value)) -> Result<Stack> {
+    let object = ebpf::object_path(&crate::root());
     if !object.exists() {
         bail!("the XDP program is not built: cargo xtask build-ebpf");
     }
-    let lab = Lab::ephemeral(&root, name, peer)?;
-    let mut stack = Stack::start_with(lab, &object, extra)?;
+    let mut stack = Stack::start_edited(lab, &object, extra, edit)?;
     for node in [Node::Tb, Node::Peer] {
         runner::start_server(&mut stack.lab, node)?;
     }
