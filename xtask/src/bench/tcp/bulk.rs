@@ -66,6 +66,13 @@ fn measured(stage: &Stage, plan: &Plan, arm: Arm, course: Course, seed: u64) -> 
         transfer.seen.rate_from(Duration::ZERO) / 1e6,
         transfer.link.directions[0].late_us.p99,
     );
+    if let Some(repeats) = transfer.radio_repeats() {
+        let dropped = &transfer.link.directions[0].dropped;
+        println!(
+            "bench: repeats ÷ losses {repeats:.2}, lost {}, dropped by the queue {}",
+            dropped.noise, dropped.queue
+        );
+    }
     Ok((goodput, transfer))
 }
 

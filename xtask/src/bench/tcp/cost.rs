@@ -15,6 +15,7 @@ use super::Plan;
 use super::stage::{Arm, Stage};
 use super::street::{DEVICES, Helper, PORT, Street, cpu_seconds, own_receiver};
 use crate::lab::Node;
+use crate::lab::net::EMULATOR_PORTS;
 use crate::linkem::Links;
 use crate::load::{self, Server};
 
@@ -79,7 +80,8 @@ fn conditions(record: Record) -> Record {
         )
         .condition(
             "processor time",
-            "the gateway's process and the receiving threads of its interfaces",
+            "the gateway's process and the receiving threads of its interfaces; what hosts and emulator receive is \
+             their own threads'",
         )
 }
 
@@ -87,6 +89,11 @@ fn conditions(record: Record) -> Record {
 pub(super) fn processor(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
     let gw = stage.namespace(Node::Gw)?;
     GATEWAY.iter().try_for_each(|device| own_receiver(&gw, device))?;
+    let emulator = stage.emulator();
+    EMULATOR_PORTS
+        .iter()
+        .try_for_each(|device| own_receiver(emulator, device))?;
+    own_receiver(&stage.namespace(Node::Peer)?, "eth0")?;
     let link = stage.link(&Links::default())?;
     let streets = [Street::new(false)?, Street::new(true)?];
     let servers = streets

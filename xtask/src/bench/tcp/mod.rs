@@ -4,6 +4,7 @@
 
 mod bulk;
 mod cost;
+mod null;
 mod plot;
 pub mod splice;
 mod stage;
@@ -32,11 +33,8 @@ const PARTS: [Part; 7] = [
     ("idle", cost::idle),
 ];
 
-/// Figures that cannot be measured yet, and why.
-const MISSING: [(&str, &str); 1] = [(
-    "tcp.relay_vs_null",
-    "no suite without encryption can be negotiated",
-)];
+/// The part that needs no stage.
+const WITHOUT_STAGE: &str = "null";
 
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
@@ -89,22 +87,28 @@ pub(super) fn write(root: &Path, records: &[Record], table: &str) -> Result<()> 
 
 /// Measures and returns the records.
 pub(super) fn run(root: &Path, args: &Args) -> Result<Vec<Record>> {
-    let known = PARTS.map(|(name, _)| name);
+    let wanted = |part: &str| args.only.is_empty() || args.only.iter().any(|only| only == part);
+    let known: Vec<_> = PARTS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([WITHOUT_STAGE])
+        .collect();
     if let Some(wrong) = args.only.iter().find(|name| !known.contains(&name.as_str())) {
         let known = known.join(", ");
         return Err(Usage(format!("--only is {wrong:?}; expected some of {known}")).into());
     }
-    let stage = Stage::new(root)?;
     let plan = Plan::new(args.quick);
     let mut records = Vec::new();
-    for (name, measure) in PARTS {
-        if args.only.is_empty() || args.only.iter().any(|only| only == name) {
+    if PARTS.iter().any(|(name, _)| wanted(name)) {
+        let stage = Stage::new(root)?;
+        for (name, measure) in PARTS.iter().filter(|(name, _)| wanted(name)) {
             println!("bench: {name}");
             records.extend(measure(&stage, &plan)?);
         }
     }
-    for (id, why) in MISSING {
-        println!("bench: {id} is not measured: {why}");
+    if wanted(WITHOUT_STAGE) {
+        println!("bench: {WITHOUT_STAGE}");
+        records.extend(null::run(root, &plan)?);
     }
     Ok(records)
 }

@@ -198,6 +198,11 @@ impl Stage {
         &self.ta
     }
 
+    /// Namespace of the link emulator.
+    pub(super) fn emulator(&self) -> &str {
+        &self.em
+    }
+
     pub(super) fn namespace(&self, node: Node) -> Result<String> {
         Ok(self.stack()?.lab.net().namespace(node))
     }

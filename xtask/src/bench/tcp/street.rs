@@ -68,7 +68,8 @@ impl Street {
             large_windows(space)?;
         }
         ip(&format!("-n {far} route add default via 10.81.{net}.1"))?;
-        own_receiver(&near, device)
+        own_receiver(&near, device)?;
+        own_receiver(&far, "eth0")
     }
 
     fn start_relay(&mut self) -> Result<()> {
@@ -129,7 +130,8 @@ impl Drop for Helper {
 }
 
 /// Frames an interface receives are worked on by a thread of their own, whose processor time can be told: otherwise
-/// they cost whoever happens to send.
+/// they cost whoever happens to send. The far ends of the gateway's links need it, too, or the gateway pays for what
+/// the hosts receive.
 pub(super) fn own_receiver(namespace: &str, device: &str) -> Result<()> {
     let script = format!("echo 1 >/sys/class/net/{device}/threaded");
     ip_args(&["netns", "exec", namespace, "sh", "-c", &script])
