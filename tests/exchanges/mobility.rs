@@ -73,6 +73,23 @@ fn the_initiator_moves_and_its_sas_follow() {
         world.collect(by);
         world.rest();
     }
+    // What is protected is what it was: the addresses of the beginning.
+    for by in [1, 0] {
+        let old = world.only_children();
+        let ike = ike_of(&world.ends[by], world.now);
+        let spi_in = old[by].spi_in;
+        world.ends[by]
+            .endpoint
+            .rekey_child(world.now, ike, spi_in)
+            .unwrap();
+        world.collect(by);
+        world.rest();
+        let [a, b] = world.only_children();
+        assert_mirror(&a, &b);
+        assert_ne!(a.spi_in, old[0].spi_in);
+        assert_eq!((a.local, b.remote), (v4(3), v4(3)));
+        assert_eq!((&a.local_ts, &b.remote_ts), (&old[0].local_ts, &old[1].remote_ts));
+    }
     move_to(&mut world, 0, end(1), end(2));
     world.rest();
     assert_eq!(changes(&world.ends[1]).last(), Some(&(end(2), end(1))));

@@ -151,17 +151,41 @@ swanctl {{ load = random openssl curve25519 pem pkcs1 pkcs8 pubkey x509 }}
 
     /// One connection, in place of all others.
     pub(super) fn load(&self, case: &Case, secret: &str) {
+        self.load_with(case, secret, "mobike = no");
+    }
+
+    /// Adds an address of one end, ours being 0.
+    pub(super) fn add_address(&self, end: usize, address: &str) {
+        sh(&format!("ip -n {} addr add {address}/24 dev v0", self.names[end]));
+    }
+
+    /// Takes an IPv4 address away; the others stay.
+    pub(super) fn remove_address(&self, end: usize, address: &str) {
+        let name = &self.names[end];
+        let keep = "echo 1 >/proc/sys/net/ipv4/conf/v0/promote_secondaries";
+        sh(&format!(
+            "ip netns exec {name} sh -c '{keep}' && ip -n {name} addr del {address}/24 dev v0"
+        ));
+    }
+
+    /// As [`Self::load`], with lines of the connection's own.
+    pub(super) fn load_with(&self, case: &Case, secret: &str, lines: &str) {
         let Case { ike, esp, .. } = case;
         let addresses = case.addresses();
         let [ours, theirs] = addresses;
         let [our_net, their_net] = case.nets();
+        let local = if lines.contains("mobike = yes") {
+            "%any"
+        } else {
+            theirs
+        };
         let text = format!(
             "connections {{ t {{ version = 2
-  local_addrs = {theirs}
+  local_addrs = {local}
   remote_addrs = {ours}
   proposals = {ike}
   encap = yes
-  mobike = no
+  {lines}
   local {{ auth = psk
     id = b.test }}
   remote {{ auth = psk
@@ -193,17 +217,23 @@ pub(super) struct Station {
 
 impl Station {
     pub(super) fn new(policy: Policy) -> Self {
+        Self::at(policy, &[V4[0], V6[0]], false)
+    }
+
+    /// With these addresses; `mobike` has SAs follow ends that move.
+    pub(super) fn at(policy: Policy, addresses: &[&str], mobike: bool) -> Self {
         let socket = |address: SocketAddr| {
             let socket = UdpSocket::bind(address).unwrap();
             socket.set_nonblocking(true).unwrap();
             (address, socket)
         };
-        let addresses = [V4[0], V6[0]].map(|text| text.parse::<IpAddr>().unwrap());
         let ports = addresses
-            .into_iter()
+            .iter()
+            .map(|text| text.parse::<IpAddr>().unwrap())
             .flat_map(|ip| [500, 4500].map(|port| SocketAddr::new(ip, port)));
         let config = Config {
             dpd_after: None,
+            mobike,
             ..Config::default()
         };
         Self {
@@ -281,7 +311,7 @@ impl Station {
     }
 
     pub(super) fn run_until(&mut self, lab: &Lab, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Clock::now() + Duration::from_secs(8);
+        let deadline = Clock::now() + Duration::from_secs(30);
         while !done(self) {
             if Clock::now() > deadline {
                 panic!("{what}\n{:#?}\n{:#?}\n{}", self.trace, self.commands, lab.log());

@@ -295,3 +295,75 @@ fn simultaneous_starts_with_charon_end_with_one_sa() {
     println!("{crossed} of 5 starts crossed");
     assert!(crossed > 0);
 }
+
+/// MOBIKE (RFC 4555). Who started the IKE SA moves, and the other follows with the CHILD SA there is; rekeyings work from
+/// there.
+///
+/// ```text
+/// --> INFORMATIONAL { N(UPD_SA_ADDR) N(NATD_S_IP) N(NATD_D_IP) N(COOKIE2) }   (from the new address)
+/// <-- INFORMATIONAL { N(NATD_S_IP) N(NATD_D_IP) N(COOKIE2) }
+/// ```
+#[test]
+#[ignore = "needs root: makes namespaces and runs strongSwan's charon"]
+fn charon_follows_us_and_we_follow_charon() {
+    let lab = Lab::up("mob");
+    lab.enter();
+    lab.add_address(0, "192.0.2.3");
+    for we_initiate in [true, false] {
+        let case = plain_case(we_initiate);
+        lab.load_with(&case, "swordfish", "mobike = yes");
+        let mut station = Station::at(case.policy(), &["192.0.2.1", "192.0.2.3"], true);
+        let now = station.now();
+        if we_initiate {
+            station.endpoint.initiate(now, case.wish()).unwrap();
+        } else {
+            lab.start("--initiate --child c --timeout 8");
+        }
+        station.run_until(&lab, "established", |station| !station.children.is_empty());
+        let moved = |to: &'static str| {
+            move |station: &Station| {
+                let is = |command: &Command| match command {
+                    Command::AddressesChanged { local, remote, .. } => {
+                        [local, remote].iter().any(|end| end.ip().to_string() == to)
+                    }
+                    _ => false,
+                };
+                station.commands.iter().any(is)
+            }
+        };
+        let now = station.now();
+        let ike = ike_of(&station, now);
+        if we_initiate {
+            let ends = ["192.0.2.3:4500", "192.0.2.2:4500"].map(|end| end.parse().unwrap());
+            station
+                .endpoint
+                .readdress_ike(now, ike, ends[0], ends[1])
+                .unwrap();
+            station.run_until(&lab, "charon answers", |station| {
+                let answer = |line: &String| line.starts_with("<-- INFORMATIONAL response");
+                station.trace.iter().any(answer)
+            });
+            let list = lab.ask("--list-sas");
+            assert!(list.contains("@ 192.0.2.3[4500]"), "{list}");
+        } else {
+            lab.add_address(1, "192.0.2.4");
+            lab.remove_address(1, "192.0.2.2");
+            station.run_until(&lab, "charon moves", moved("192.0.2.4"));
+            let list = lab.ask("--list-sas");
+            assert!(list.contains("@ 192.0.2.4[4500]"), "{list}");
+        }
+        // charon's ESP in user space cannot move an SA: charon replaces it by itself, sooner or later.
+        let child = station.only_child();
+        assert_same_keys(&lab, &child);
+        let now = station.now();
+        station.endpoint.rekey_child(now, ike, child.spi_in).unwrap();
+        station.run_until(&lab, "rekeyed", |station| {
+            station.children.len() == 1 && !station.children.contains_key(&child.spi_in)
+        });
+        assert_same_keys(&lab, &station.only_child());
+        let now = station.now();
+        station.endpoint.delete_ike(now, ike).unwrap();
+        station.run_until(&lab, "deleted", |station| station.children.is_empty());
+        assert_eq!(lab.ask("--list-sas"), "");
+    }
+}
