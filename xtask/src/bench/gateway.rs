@@ -186,10 +186,13 @@ impl Bench {
 
     fn through(&mut self, index: u32, bytes: u32, suite: Option<&str>) -> Result<Sample> {
         let cmd = self.sender(index, bytes, suite)?;
-        let (before, work) = (self.arrived(Node::Peer, "eth0")?, busy(&[self.thread.clone()])?);
+        let (before, work) = (
+            self.arrived(Node::Peer, "eth0")?,
+            busy(std::slice::from_ref(&self.thread))?,
+        );
         let seconds = self.send(Node::Ta, &cmd)?;
         let arrived = self.settled(Node::Peer, "eth0")? - before;
-        let work = busy(&[self.thread.clone()])? - work;
+        let work = busy(std::slice::from_ref(&self.thread))? - work;
         if arrived < self.count / 20 {
             bail!(
                 "{arrived} of {} packets arrived:\n{}\n{}",
