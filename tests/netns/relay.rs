@@ -289,12 +289,6 @@ fn everything_tcp_keeps(name: &str, peer: PeerKind) {
 }
 
 #[test]
-#[ignore = "needs root: network namespaces, XDP and a guest kernel"]
-fn long_what_tcp_keeps_with_a_linux_kernel() {
-    everything_tcp_keeps("relay-all-k", PeerKind::Kernel);
-}
-
-#[test]
 #[ignore = "needs root: network namespaces and XDP"]
 fn long_what_tcp_keeps_with_user_space_esp() {
     everything_tcp_keeps("relay-all-l", PeerKind::Libipsec);

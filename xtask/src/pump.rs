@@ -274,8 +274,10 @@ fn answer(stream: TcpStream) -> Result<String> {
             receive(&mut reader, count)?
         }
         "reset" => {
-            // Closing with data unread is a reset (RFC 9293 §3.6.1); the data must be there first.
+            // Closing with data unread is a reset (RFC 9293 §3.6.1); the data must be there first, beyond what the
+            // request's reader has taken.
             std::thread::sleep(STALL / 4);
+            writer.peek(&mut [0; 1])?;
             return Ok(format!("{verb} {count} {peer}"));
         }
         other => bail!("unknown verb {other:?}"),
