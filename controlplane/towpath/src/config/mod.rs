@@ -397,6 +397,7 @@ pub(crate) struct Debug {
     /// Stored sequence numbers start over with the daemon: what must not be, to show that it is found. Not in release
     /// builds.
     #[cfg(debug_assertions)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) danger_start_over: bool,
 }
 
