@@ -304,7 +304,10 @@ impl Keyservers {
         let asking = (!self.ask.is_empty()).then_some(self.ask_at);
         let removal = self.removals.keys().next().map(|(at, _)| *at);
         let again = self.again.keys().next().map(|(at, _)| (*at).max(self.ask_at));
-        [asking, again, removal, self.sweep_at].into_iter().flatten().min()
+        [asking, again, removal, self.sweep_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 

@@ -242,7 +242,7 @@ fn relay(suite: EspSuite, megabytes: u64) -> (Duration, u64) {
     let mut started = false;
     let mut sides = [(&mut terminal, true), (&mut peer, false)];
     while got < megabytes << 20 {
-        now = now + STEP;
+        now += STEP;
         for index in 0..2 {
             let (host, from_access) = &mut sides[index];
             host.tcp.handle_timeout(now);
