@@ -11,9 +11,22 @@ use crate::world::*;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 fn established(seed: u64, config: Config) -> World {
+    let waits = !config.ready_within.is_zero();
     let mut world = World::pair_with(seed, config, policy(), policy());
     world.initiate(1, v4(1), v4(2)).unwrap();
     world.run_for(Duration::from_millis(200));
+    if waits {
+        // The responder's answer is held back like that to a rekeying.
+        assert!(world.ends[0].children.is_empty());
+        let first = *world.ends[1]
+            .children
+            .values()
+            .map(|child| &child.spi_in)
+            .next()
+            .unwrap();
+        ready(&mut world, 1, first);
+        world.run_for(Duration::from_millis(200));
+    }
     world.trace.clear();
     for end in &mut world.ends {
         end.commands.clear();

@@ -95,7 +95,7 @@ fn bulk(lab: &Lab, target: &str) {
 
 #[test]
 #[ignore = "needs root: network namespaces and a guest kernel"]
-fn two_kernels_agree_in_transport_mode_over_both_families() {
+fn long_two_kernels_agree_in_transport_mode_over_both_families() {
     both_charons_agree(PeerKind::Kernel);
 }
 

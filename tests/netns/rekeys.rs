@@ -30,7 +30,7 @@ fn nothing_is_lost(peer: PeerKind, streams: &[Stream]) {
 
 #[test]
 #[ignore = "needs root: network namespaces, XDP and a guest kernel"]
-fn no_packet_is_lost_across_rekeyings_with_a_linux_kernel() {
+fn long_no_packet_is_lost_across_rekeyings_with_a_linux_kernel() {
     let stream = |terminal, family| Stream { terminal, family };
     // Terminal A's policy is class full, terminal B's none.
     nothing_is_lost(

@@ -161,7 +161,7 @@ mod tests {
             input("large", 5000, &[8, 16, 24]),
             input("small", 10, &[8, 16]),
             input("other", 20, &[24, 25]),
-            input("again", 30, &[8, 16, 24]),
+            input("again", 300, &[8, 16, 24]),
             input("huge", BYTES + 1, &[99]),
         ];
         let names: Vec<_> = choose(&inputs)
