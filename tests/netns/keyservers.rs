@@ -182,6 +182,8 @@ fn two_keyservers_negotiate_with_each_other_and_one_takes_over_when_the_other_di
     );
 
     // The nearest appears: A, which is idle, moves to it. B's live IKE SA stays, and so does B.
+    let registrations = |stack: &Stack| stack.tail("terminal-ta", 500).matches("registered").count();
+    let before = registrations(&stack);
     let nearest = start(&mut stack.lab, "ks1");
     let up = || {
         let log = stack.tail("towpath", 500);
@@ -192,6 +194,11 @@ fn two_keyservers_negotiate_with_each_other_and_one_takes_over_when_the_other_di
         wait_for(PATIENCE, up),
         "{}",
         complain(&stack, "no channel to ks1")
+    );
+    assert!(
+        wait_for(PATIENCE, || registrations(&stack) > before),
+        "{}",
+        complain(&stack, "A is not asked to register anew")
     );
 
     // K10: each end proxied by another keyserver.

@@ -5,7 +5,7 @@
 //!   ta (agent, kernel TCP) ══ segment keys ══ gw: open, relay, seal ══ peer's keys ══ peer (charon, kernel TCP)
 //! ```
 //!
-//! [`programs`] are the ones people use; the rest is done by `cargo xtask pump`, the same program at both ends.
+//! `programs` are the ones people use; the rest is done by `cargo xtask pump`, the same program at both ends.
 
 mod programs;
 

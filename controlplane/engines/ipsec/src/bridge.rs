@@ -11,7 +11,7 @@
 
 use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{ChildSa, EspKeys, Mode};
+use towpath_base::sa::{ChildSa, EspKeys, Lifetime};
 use towpath_base::{DropReason, Instant};
 
 use crate::checksum::{self, ChecksumRepair};
@@ -19,6 +19,7 @@ use crate::ends::Ends;
 use crate::highwater::Reserved;
 use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa, Opened};
 pub use crate::lifetime::LifetimeEvent;
+use crate::lifetime::Meter;
 use crate::locate::{self, Located};
 use crate::outbound::{OutboundSa, Sealed};
 
@@ -59,26 +60,35 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         P: EspProvider<Transform = T>,
     {
         let ends = Ends::outward(peer);
-        let mut from_peer = InboundSa::with_keys(provider, now, peer, &peer.keys_in, ends.clone())?;
-        let mut from_terminal =
-            InboundSa::with_keys(provider, now, peer, segment_out, ends.clone())?.reversed(peer.spi_out);
-        if peer.encap.is_some() && peer.mode == Mode::Transport {
-            // Behind a NAT the sender summed other addresses (RFC 3948 §3.1.2); the relay looks at the sum. What is
-            // bridged without being opened keeps it.
-            from_peer.set_checksum_repair(ChecksumRepair::Recompute);
-            from_terminal.set_checksum_repair(ChecksumRepair::Recompute);
-        }
-        let to_peer = OutboundSa::with_keys(provider, now, peer, &peer.keys_out, ends.clone())?;
-        let to_terminal = OutboundSa::with_keys(provider, now, peer, segment_in, ends)?.reversed(peer.spi_in);
+        let (limited, endless) = (
+            Meter::new(peer.lifetime, now),
+            Meter::new(Lifetime::default(), now),
+        );
+        // The relay looks at the sum inside. What is bridged without being opened keeps it.
+        let repair = ChecksumRepair::wanted(peer);
+        let from_peer = InboundSa::with_keys(
+            provider,
+            limited.clone(),
+            peer,
+            &peer.keys_in,
+            ends.clone(),
+            repair,
+        )?;
+        let from_terminal =
+            InboundSa::with_keys(provider, endless.clone(), peer, segment_out, ends.clone(), repair)?
+                .reversed(peer.spi_out);
+        let to_peer = OutboundSa::with_keys(provider, limited, peer, &peer.keys_out, ends.clone())?;
+        let to_terminal =
+            OutboundSa::with_keys(provider, endless, peer, segment_in, ends)?.reversed(peer.spi_in);
         Ok(Self {
             to_peer: Way {
                 from: from_terminal,
-                to: to_peer.limited(peer.lifetime, now),
+                to: to_peer,
             },
             pending: None,
             told: None,
             to_terminal: Way {
-                from: from_peer.limited(peer.lifetime, now),
+                from: from_peer,
                 to: to_terminal,
             },
         })

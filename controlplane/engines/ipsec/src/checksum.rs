@@ -1,5 +1,6 @@
 //! Transport checksums of packets that crossed a NAT inside ESP, and of the UDP header around ESP.
 
+use towpath_base::sa::{ChildSa, Mode};
 use towpath_common::wire::{fold, protocol, pseudo_header_v4, pseudo_header_v6, sum};
 
 use crate::ip::{IPV4_LEN, IPV6_LEN, Ip, Walk, be16, put16};
@@ -17,6 +18,17 @@ pub enum ChecksumRepair {
     Recompute,
     /// As [`ChecksumRepair::Recompute`] for TCP; UDP over IPv4 gets zero, "no checksum".
     ZeroUdp,
+}
+
+impl ChecksumRepair {
+    /// What packets of `sa` need: behind a NAT, in transport mode, the sender summed other addresses.
+    pub(crate) const fn wanted(sa: &ChildSa) -> Self {
+        if sa.encap.is_some() && matches!(sa.mode, Mode::Transport) {
+            Self::Recompute
+        } else {
+            Self::Keep
+        }
+    }
 }
 
 /// Mends the transport checksum of the plain IP packet in `packet`. Anything but whole TCP or UDP is left alone.

@@ -38,11 +38,9 @@ impl Ends {
     }
 
     /// The same SA, for packets the other way.
-    pub(crate) fn reversed(self) -> Self {
-        Self {
-            inward: !self.inward,
-            ..self
-        }
+    pub(crate) const fn reversed(mut self) -> Self {
+        self.inward = !self.inward;
+        self
     }
 
     /// Whether the SA admits the flow this way.

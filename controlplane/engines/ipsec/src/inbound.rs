@@ -5,7 +5,7 @@ use core::net::IpAddr;
 use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey};
 use towpath_base::packet::PacketBuf;
 use towpath_base::replay::ReplayWindow;
-use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode};
+use towpath_base::sa::{ChildSa, EspKeys, Mode};
 use towpath_base::{DropReason, Instant, Spi};
 use towpath_common::wire::protocol;
 
@@ -81,22 +81,19 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
     where
         P: EspProvider<Transform = T>,
     {
-        let mut inbound = Self::with_keys(provider, now, sa, &sa.keys_in, Ends::outward(sa))?;
-        inbound.meter = Meter::new(sa.lifetime, now);
-        if sa.encap.is_some() && sa.mode == Mode::Transport {
-            inbound.repair = ChecksumRepair::Recompute;
-        }
-        Ok(inbound)
+        let meter = Meter::new(sa.lifetime, now);
+        let repair = ChecksumRepair::wanted(sa);
+        Self::with_keys(provider, meter, sa, &sa.keys_in, Ends::outward(sa), repair)
     }
 
-    /// As [`InboundSa::new`] with other keys, without limits and without repairs: a segment of the same SA. `ends` are
-    /// those of `sa`.
+    /// As [`InboundSa::new`] with other keys, limits and repairs: a segment of the same SA. `ends` are those of `sa`.
     pub(crate) fn with_keys<P>(
         provider: &P,
-        now: Instant,
+        meter: Meter,
         sa: &ChildSa,
         keys: &EspKeys,
         ends: Ends,
+        repair: ChecksumRepair,
     ) -> Result<Self, InvalidKey>
     where
         P: EspProvider<Transform = T>,
@@ -110,8 +107,8 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
             window: ReplayWindow::new(),
             ends: ends.reversed(),
             admitted: None,
-            repair: ChecksumRepair::Keep,
-            meter: Meter::new(Lifetime::default(), now),
+            repair,
+            meter,
         })
     }
 
@@ -123,12 +120,6 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
             spi,
             ..self
         }
-    }
-
-    /// Takes over the limits of `sa`.
-    pub(crate) fn limited(mut self, limits: Lifetime, now: Instant) -> Self {
-        self.meter = Meter::new(limits, now);
-        self
     }
 
     /// Chooses a replay window of `packets` numbers, 64 to 4096 (RFC 4303 §3.4.3). What was accepted so far is

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use towpath_base::crypto::{EspParts, EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::{ChildSa, EspKeys, Lifetime, Mode, UdpEncap};
+use towpath_base::sa::{ChildSa, EspKeys, Mode, UdpEncap};
 use towpath_base::{DropReason, Instant, Spi};
 use towpath_common::wire::protocol;
 
@@ -61,15 +61,14 @@ impl<T: EspTransform> OutboundSa<T> {
     where
         P: EspProvider<Transform = T>,
     {
-        let mut outbound = Self::with_keys(provider, now, sa, &sa.keys_out, Ends::outward(sa))?;
-        outbound.meter = Meter::new(sa.lifetime, now);
-        Ok(outbound)
+        let meter = Meter::new(sa.lifetime, now);
+        Self::with_keys(provider, meter, sa, &sa.keys_out, Ends::outward(sa))
     }
 
-    /// As [`OutboundSa::new`] with other keys and without limits: a segment of the same SA. `ends` are those of `sa`.
+    /// As [`OutboundSa::new`] with other keys and limits: a segment of the same SA. `ends` are those of `sa`.
     pub(crate) fn with_keys<P>(
         provider: &P,
-        now: Instant,
+        meter: Meter,
         sa: &ChildSa,
         keys: &EspKeys,
         ends: Ends,
@@ -88,7 +87,7 @@ impl<T: EspTransform> OutboundSa<T> {
             local: sa.local,
             remote: sa.remote,
             ends,
-            meter: Meter::new(Lifetime::default(), now),
+            meter,
             path_mtu: PathMtu::NONE,
             outer: OuterPolicy::default(),
             reserved: Reserved::EVERYTHING,
@@ -105,14 +104,6 @@ impl<T: EspTransform> OutboundSa<T> {
             ends: self.ends.reversed(),
             encap: self.encap.map(UdpEncap::mirrored),
             spi,
-            ..self
-        }
-    }
-
-    /// Takes over the limits of an SA.
-    pub(crate) fn limited(self, limits: Lifetime, now: Instant) -> Self {
-        Self {
-            meter: Meter::new(limits, now),
             ..self
         }
     }
@@ -212,6 +203,7 @@ impl<T: EspTransform> OutboundSa<T> {
     }
 
     /// Takes another path MTU, and gives the present one back: for a packet that is to be cut afterwards.
+    #[cfg(feature = "tables")]
     pub(crate) const fn swap_path_mtu(&mut self, other: PathMtu) -> PathMtu {
         core::mem::replace(&mut self.path_mtu, other)
     }

@@ -23,14 +23,14 @@
 
 use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
-use towpath_base::sa::ChildSa;
+use towpath_base::sa::{ChildSa, Lifetime};
 use towpath_base::{DropReason, Instant};
 
-use crate::checksum;
+use crate::checksum::{self, ChecksumRepair};
 use crate::ends::Ends;
 use crate::highwater::Reserved;
 use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa};
-use crate::lifetime::LifetimeEvent;
+use crate::lifetime::{LifetimeEvent, Meter};
 use crate::locate::{self, ESP_LEN};
 use crate::outbound::OutboundSa;
 
@@ -252,19 +252,21 @@ impl<T: EspTransform, const WORDS: usize> SharedBridge<T, WORDS> {
     {
         let counted = sa.suite.is_counter_mode();
         let ends = Ends::outward(sa);
-        let from_terminal =
-            InboundSa::with_keys(provider, now, sa, &sa.keys_out, ends.clone())?.reversed(sa.spi_out);
-        let from_peer = InboundSa::with_keys(provider, now, sa, &sa.keys_in, ends.clone())?;
+        let (limited, endless) = (Meter::new(sa.lifetime, now), Meter::new(Lifetime::default(), now));
+        let inbound = |keys, ends| {
+            InboundSa::with_keys(provider, limited.clone(), sa, keys, ends, ChecksumRepair::Keep)
+        };
+        let outbound = |keys, ends| OutboundSa::with_keys(provider, endless.clone(), sa, keys, ends);
         Ok(Self {
             to_peer: Half::new(
-                from_terminal.limited(sa.lifetime, now),
-                OutboundSa::with_keys(provider, now, sa, &sa.keys_out, ends.clone())?,
+                inbound(&sa.keys_out, ends.clone())?.reversed(sa.spi_out),
+                outbound(&sa.keys_out, ends.clone())?,
                 counted,
                 to_peer,
             ),
             to_terminal: Half::new(
-                from_peer.limited(sa.lifetime, now),
-                OutboundSa::with_keys(provider, now, sa, &sa.keys_in, ends)?.reversed(sa.spi_in),
+                inbound(&sa.keys_in, ends.clone())?,
+                outbound(&sa.keys_in, ends)?.reversed(sa.spi_in),
                 counted,
                 to_terminal,
             ),

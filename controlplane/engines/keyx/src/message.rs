@@ -420,6 +420,8 @@ fn encode_transfer(w: &mut Writer<'_>, transfer: &KeyTransfer) -> Option<()> {
     }
 }
 
+// A description of an SA is large, and has one caller: not copied from frame to frame.
+#[inline(always)]
 fn decode_transfer(r: &mut Reader<'_>) -> Option<KeyTransfer> {
     let transfer_id = r.u64()?;
     let [operation, class, answers, standby] = r.array()?;

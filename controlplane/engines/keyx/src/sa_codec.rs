@@ -49,6 +49,8 @@ pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa) -> Option<()> {
     write_selectors(w, remote_ts)
 }
 
+// A description of an SA is large, and has one caller: not copied from frame to frame.
+#[inline(always)]
 pub(crate) fn read(r: &mut Reader<'_>) -> Option<ChildSa> {
     let suite = EspSuite::from_code(r.u8()?)?;
     let mode = Mode::from_code(r.u8()?)?;

@@ -151,6 +151,7 @@ impl<I: IcvTransform> AhOutbound<I> {
     }
 
     /// Takes another path MTU, and gives the present one back: for a packet that is to be cut afterwards.
+    #[cfg(feature = "tables")]
     pub(crate) const fn swap_path_mtu(&mut self, other: PathMtu) -> PathMtu {
         core::mem::replace(&mut self.path_mtu, other)
     }
