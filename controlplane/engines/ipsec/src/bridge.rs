@@ -172,52 +172,33 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         self.pass(false, now, packet, &at, rng)
     }
 
-    /// A packet of the terminal, opened for the relay: the plain IP packet is in `packet` afterwards. On error its
-    /// contents are unspecified.
+    /// A packet on its way to the peer, or to the terminal, opened for the relay: the plain IP packet is in `packet`
+    /// afterwards. On error its contents are unspecified.
     ///
     /// # Errors
     /// Reason to drop the packet.
-    pub fn open_from_terminal(
+    pub fn open(
         &mut self,
+        to_peer: bool,
         now: Instant,
         packet: &mut PacketBuf<'_>,
     ) -> Result<Opened, DropReason> {
-        self.on(true, |way| way.from.open(now, packet))
+        self.on(to_peer, |way| way.from.open(now, packet))
     }
 
-    /// As [`Bridge::open_from_terminal`], for a packet of the peer.
+    /// Seals the plain IP packet in `packet` for the peer, or for the terminal; see [`OutboundSa::seal`]. Counts in the
+    /// same sequence as [`Bridge::pass`].
     ///
     /// # Errors
     /// Reason to drop the packet.
-    pub fn open_from_peer(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Opened, DropReason> {
-        self.on(false, |way| way.from.open(now, packet))
-    }
-
-    /// Seals the plain IP packet in `packet` for the peer; see [`OutboundSa::seal`]. Counts in the same sequence as
-    /// [`Bridge::to_peer`].
-    ///
-    /// # Errors
-    /// Reason to drop the packet.
-    pub fn seal_to_peer(
+    pub fn seal(
         &mut self,
+        to_peer: bool,
         now: Instant,
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Sealed, DropReason> {
-        self.on(true, |way| way.to.seal(now, packet, rng))
-    }
-
-    /// As [`Bridge::seal_to_peer`], for the terminal.
-    ///
-    /// # Errors
-    /// Reason to drop the packet.
-    pub fn seal_to_terminal(
-        &mut self,
-        now: Instant,
-        packet: &mut PacketBuf<'_>,
-        rng: &mut (impl Rng + ?Sized),
-    ) -> Result<Sealed, DropReason> {
-        self.on(false, |way| way.to.seal(now, packet, rng))
+        self.on(to_peer, |way| way.to.seal(now, packet, rng))
     }
 
     /// A limit reached by either direction since the last call; each limit once for the pair.

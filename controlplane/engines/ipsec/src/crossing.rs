@@ -69,8 +69,7 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
                 let at = locate::esp(packet.bytes())?;
                 bridge.pass(to_peer, now, packet, &at, rng)
             }
-            Self::Ah(bridge) if to_peer => bridge.to_peer(now, packet),
-            Self::Ah(bridge) => bridge.to_terminal(now, packet),
+            Self::Ah(bridge) => bridge.pass(to_peer, now, packet),
             Self::EspInAh(bundle) => bundle.pass(to_peer, now, packet, rng),
         }
     }
@@ -121,19 +120,12 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
         now: Instant,
         packet: &mut PacketBuf<'_>,
     ) -> Result<Opened, DropReason> {
-        let esp = |bridge: &mut Bridge<T>, packet: &mut PacketBuf<'_>| {
-            if to_peer {
-                bridge.open_from_terminal(now, packet)
-            } else {
-                bridge.open_from_peer(now, packet)
-            }
-        };
         match self {
-            Self::Esp(bridge) => esp(bridge, packet),
+            Self::Esp(bridge) => bridge.open(to_peer, now, packet),
             Self::Ah(bridge) => bridge.open(to_peer, now, packet),
             Self::EspInAh(bundle) => {
                 bundle.ah.open(to_peer, now, packet)?;
-                esp(&mut bundle.esp, packet)
+                bundle.esp.open(to_peer, now, packet)
             }
         }
     }
@@ -150,19 +142,12 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Sealed, DropReason> {
-        let mut esp = |bridge: &mut Bridge<T>, packet: &mut PacketBuf<'_>| {
-            if to_peer {
-                bridge.seal_to_peer(now, packet, rng)
-            } else {
-                bridge.seal_to_terminal(now, packet, rng)
-            }
-        };
         match self {
-            Self::Esp(bridge) => esp(bridge, packet),
+            Self::Esp(bridge) => bridge.seal(to_peer, now, packet, rng),
             Self::Ah(bridge) => bridge.seal(to_peer, now, packet),
             Self::EspInAh(bundle) => {
                 bundle.fits(to_peer, now, packet)?;
-                esp(&mut bundle.esp, packet)?;
+                bundle.esp.seal(to_peer, now, packet, rng)?;
                 bundle.ah.seal(to_peer, now, packet)
             }
         }

@@ -379,7 +379,7 @@ fn a_bridge_signs_with_the_other_segments_key() {
         let plain = udp(local(v6), remote(v6), b"to the peer");
         let mut packet = Packet::new(&plain);
         packet.with(|p| terminal_out.seal(NOW, p)).unwrap();
-        packet.with(|p| bridge.to_peer(NOW, p)).unwrap();
+        packet.with(|p| bridge.pass(true, NOW, p)).unwrap();
         let opened = packet.with(|p| peer_in.open(NOW, p)).unwrap();
         assert_eq!((opened.sequence, packet.bytes()), (1, &plain[..]));
         let plain = udp(remote(v6), local(v6), b"to the terminal");
@@ -391,7 +391,7 @@ fn a_bridge_signs_with_the_other_segments_key() {
                 .with(|p| terminal_in.open(NOW, p))
                 .is_err()
         );
-        packet.with(|p| bridge.to_terminal(NOW, p)).unwrap();
+        packet.with(|p| bridge.pass(false, NOW, p)).unwrap();
         packet.with(|p| terminal_in.open(NOW, p)).unwrap();
         assert_eq!(packet.bytes(), &plain[..]);
     }

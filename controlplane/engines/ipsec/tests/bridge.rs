@@ -87,9 +87,9 @@ proptest! {
             let plain = udp(local(v6), remote(v6), &vec![0xa5; len]);
             let mut packet = Packet::new(&plain);
             packet.with(|p| chain.terminal.0.seal(NOW, p, &mut rng)).unwrap();
-            packet.with(|p| chain.bridge.open_from_terminal(NOW, p)).unwrap();
+            packet.with(|p| chain.bridge.open(true, NOW, p)).unwrap();
             prop_assert_eq!(packet.bytes(), &plain[..]);
-            let sealed = packet.with(|p| chain.bridge.seal_to_peer(NOW, p, &mut rng)).unwrap();
+            let sealed = packet.with(|p| chain.bridge.seal(true, NOW, p, &mut rng)).unwrap();
             prop_assert_eq!(sealed.sequence, round * 2 - 1);
             packet.with(|p| chain.peer.1.open(NOW, p)).unwrap();
             prop_assert_eq!(packet.bytes(), &plain[..]);
@@ -103,8 +103,8 @@ proptest! {
             let plain = udp(remote(v6), local(v6), &vec![0x5a; len]);
             let mut packet = Packet::new(&plain);
             packet.with(|p| chain.peer.0.seal(NOW, p, &mut rng)).unwrap();
-            packet.with(|p| chain.bridge.open_from_peer(NOW, p)).unwrap();
-            packet.with(|p| chain.bridge.seal_to_terminal(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.bridge.open(false, NOW, p)).unwrap();
+            packet.with(|p| chain.bridge.seal(false, NOW, p, &mut rng)).unwrap();
             packet.with(|p| chain.terminal.1.open(NOW, p)).unwrap();
             prop_assert_eq!(packet.bytes(), &plain[..]);
         }
@@ -121,7 +121,7 @@ proptest! {
         let headers = if v6 { 48 } else { 28 };
         for (len, held) in [(fits, true), (fits + 1, false)] {
             let mut packet = Packet::new(&udp(local(v6), remote(v6), &vec![1; len - headers]));
-            packet.with(|p| chain.bridge.seal_to_peer(NOW, p, &mut rng)).unwrap();
+            packet.with(|p| chain.bridge.seal(true, NOW, p, &mut rng)).unwrap();
             prop_assert_eq!(packet.len <= usize::from(mtu), held, "{} plain, {} sealed", len, packet.len);
         }
     }

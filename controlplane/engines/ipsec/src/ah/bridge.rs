@@ -71,24 +71,20 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
         Ok(bridge)
     }
 
-    /// A packet of the terminal: in `packet` for the peer afterwards. On error its contents are unspecified.
+    /// The AH packet in `packet` one segment further: to the peer, or to the terminal. On error its contents are
+    /// unspecified.
     ///
     /// # Errors
     /// Reason to drop the packet.
-    pub fn to_peer(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+    pub fn pass(
+        &mut self,
+        to_peer: bool,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
         let at = locate(packet.bytes())?;
-        let (number, len) = self.check(true, now, packet.bytes_mut(), &at)?;
-        self.resign(true, now, packet.bytes_mut(), &at, number, len)
-    }
-
-    /// A packet of the peer: in `packet` for the terminal afterwards. On error its contents are unspecified.
-    ///
-    /// # Errors
-    /// Reason to drop the packet.
-    pub fn to_terminal(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        let at = locate(packet.bytes())?;
-        let (number, len) = self.check(false, now, packet.bytes_mut(), &at)?;
-        self.resign(false, now, packet.bytes_mut(), &at, number, len)
+        let (number, len) = self.check(to_peer, now, packet.bytes_mut(), &at)?;
+        self.resign(to_peer, now, packet.bytes_mut(), &at, number, len)
     }
 
     /// Checks a packet of the terminal, else of the peer, where it lies; returns its number and the length of what AH
@@ -121,15 +117,15 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
         number: u64,
         len: usize,
     ) -> Result<(), DropReason> {
-        let to = if to_peer {
-            &mut self.to_peer
-        } else {
-            &mut self.to_terminal
-        };
+        self.follow(to_peer, number);
+        self.sender_mut(to_peer).resign(now, bytes, at, len).map(|_| ())
+    }
+
+    /// An endpoint used `number` that way.
+    fn follow(&mut self, to_peer: bool, number: u64) {
         if self.numbers == Numbers::AboveTheEndpoints {
-            to.skip_to(number.saturating_sub(1));
+            self.sender_mut(to_peer).skip_to(number.saturating_sub(1));
         }
-        to.resign(now, bytes, at, len).map(|_| ())
     }
 
     /// Opens a packet of the terminal, else of the peer; see [`AhInbound::open`].
@@ -147,14 +143,7 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
         } else {
             self.from_peer.open(now, packet)
         }?;
-        if self.numbers == Numbers::AboveTheEndpoints {
-            let to = if to_peer {
-                &mut self.to_peer
-            } else {
-                &mut self.to_terminal
-            };
-            to.skip_to(opened.sequence.saturating_sub(1));
-        }
+        self.follow(to_peer, opened.sequence);
         Ok(opened)
     }
 
@@ -168,11 +157,7 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
         now: Instant,
         packet: &mut PacketBuf<'_>,
     ) -> Result<Sealed, DropReason> {
-        if to_peer {
-            self.to_peer.seal(now, packet)
-        } else {
-            self.to_terminal.seal(now, packet)
-        }
+        self.sender_mut(to_peer).seal(now, packet)
     }
 
     /// A limit reached by either direction since the last call; each limit once for the pair.
