@@ -156,6 +156,9 @@ pub struct ProxyRequest {
     pub peer_port: u16,
     /// The SA (by [`SaName::spi_in`]) that is about to expire and works still. `None`: the terminal has none.
     pub replaces: Option<Spi>,
+    /// Sensitivity level of the packet (T21). 0 is everybody's; an SA of another level is for the connection of the packet
+    /// alone.
+    pub level: u8,
 }
 
 /// What became of a [`ProxyRequest`].
@@ -237,6 +240,8 @@ pub enum Operation {
     Install {
         /// What the gateway may do with it.
         class: Class,
+        /// Sensitivity level of the packets it is for.
+        level: u8,
         /// The SA it replaces (by [`SaName::spi_in`]): a rekeying.
         replaces: Option<Spi>,
         /// Receive on it at once, send on the one it replaces until a packet arrives on this one or that one is
@@ -298,7 +303,11 @@ impl FromTerminal {
                 w.u16(request.terminal_port)?;
                 w.u16(request.peer_port)?;
                 w.address(request.terminal)?;
-                w.address(request.peer)
+                w.address(request.peer)?;
+                match request.level {
+                    0 => Some(()),
+                    level => w.u8(level),
+                }
             }
             Self::TransferAck(ack) => {
                 w.u64(ack.transfer_id)?;
@@ -328,6 +337,11 @@ fn decode_request(r: &mut Reader<'_>) -> Option<ProxyRequest> {
     let (request_id, replaces) = (r.u32()?, optional_spi(r.u32()?));
     let (protocol, terminal_port, peer_port) = (r.u8()?, r.u16()?, r.u16()?);
     let (terminal, peer) = (r.address()?, r.address()?);
+    let level = match r.end() {
+        Some(()) => 0,
+        // One way to say it: level 0 is not written.
+        None => r.u8().filter(|level| *level != 0)?,
+    };
     (terminal.is_ipv4() == peer.is_ipv4()).then_some(ProxyRequest {
         request_id,
         terminal,
@@ -336,6 +350,7 @@ fn decode_request(r: &mut Reader<'_>) -> Option<ProxyRequest> {
         terminal_port,
         peer_port,
         replaces,
+        level,
     })
 }
 
@@ -410,7 +425,7 @@ fn encode_transfer(w: &mut Writer<'_>, transfer: &KeyTransfer) -> Option<()> {
     w.u32(transfer.request_id.unwrap_or_default())?;
     w.u32(replaces.unwrap_or_default().0)?;
     match &transfer.operation {
-        Operation::Install { sa, .. } => sa_codec::write(w, sa),
+        Operation::Install { sa, level, .. } => sa_codec::write(w, sa, *level),
         Operation::Delete(name) => {
             w.u32(name.spi_in.0)?;
             w.u32(name.spi_out.0)?;
@@ -430,12 +445,14 @@ fn decode_transfer(r: &mut Reader<'_>) -> Option<KeyTransfer> {
     if answers > 1 || standby > 1 || (operation == OPERATION_DELETE && standby != 0) {
         return None;
     }
+    let mut level = 0;
     let operation = match operation {
         OPERATION_INSTALL => Operation::Install {
             class: Class::from_code(class)?,
             replaces,
             standby: standby == 1,
-            sa: sa_codec::read(r)?,
+            sa: sa_codec::read(r, &mut level)?,
+            level,
         },
         OPERATION_DELETE => {
             let (spi_in, spi_out) = (Spi(r.u32()?), Spi(r.u32()?));

@@ -11,7 +11,7 @@ use crate::codec::{Reader, Writer};
 const FLAG_ESN: u8 = 1;
 const FLAG_ENCAP: u8 = 2;
 
-pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa) -> Option<()> {
+pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa, level: u8) -> Option<()> {
     // Exhaustive, so that a new field breaks the build here.
     let ChildSa {
         local,
@@ -32,7 +32,7 @@ pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa) -> Option<()> {
     w.u8(mode.code())?;
     let encap_flag = if encap.is_some() { FLAG_ENCAP } else { 0 };
     w.u8(if *esn { FLAG_ESN } else { 0 } | encap_flag)?;
-    w.u8(0)?;
+    w.u8(level)?;
     w.u32(spi_in.0)?;
     w.u32(spi_out.0)?;
     w.u16(encap.map_or(0, |encap| encap.local_port))?;
@@ -51,13 +51,14 @@ pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa) -> Option<()> {
 
 // A description of an SA is large, and has one caller: not copied from frame to frame.
 #[inline(always)]
-pub(crate) fn read(r: &mut Reader<'_>) -> Option<ChildSa> {
+pub(crate) fn read(r: &mut Reader<'_>, level: &mut u8) -> Option<ChildSa> {
     let suite = EspSuite::from_code(r.u8()?)?;
     let mode = Mode::from_code(r.u8()?)?;
     let flags = r.u8()?;
-    if flags & !(FLAG_ESN | FLAG_ENCAP) != 0 || r.u8()? != 0 {
+    if flags & !(FLAG_ESN | FLAG_ENCAP) != 0 {
         return None;
     }
+    *level = r.u8()?;
     let (spi_in, spi_out) = (Spi(r.u32()?), Spi(r.u32()?));
     let (local_port, remote_port) = (r.u16()?, r.u16()?);
     let lifetime = Lifetime {

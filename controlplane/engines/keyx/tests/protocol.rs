@@ -95,9 +95,11 @@ fn to_terminal() -> impl Strategy<Value = ToTerminal> {
         child_sa(),
         prop::sample::select(Class::ALL),
         prop::option::of(1u32..),
+        any::<u8>(),
     )
-        .prop_map(|(sa, class, replaces)| Operation::Install {
+        .prop_map(|(sa, class, replaces, level)| Operation::Install {
             class,
+            level,
             replaces: replaces.map(Spi),
             standby: false,
             sa,
@@ -132,11 +134,11 @@ fn from_terminal() -> impl Strategy<Value = FromTerminal> {
     let request = (
         addresses(),
         any::<(u32, u8, u16, u16)>(),
-        prop::option::of(1u32..),
+        (prop::option::of(1u32..), any::<u8>()),
     );
     prop_oneof![
         request.prop_map(
-            |((terminal, peer), (request_id, protocol, terminal_port, peer_port), replaces)| {
+            |((terminal, peer), (request_id, protocol, terminal_port, peer_port), (replaces, level))| {
                 FromTerminal::ProxyRequest(ProxyRequest {
                     request_id,
                     terminal,
@@ -145,6 +147,7 @@ fn from_terminal() -> impl Strategy<Value = FromTerminal> {
                     terminal_port,
                     peer_port,
                     replaces: replaces.map(Spi),
+                    level,
                 })
             }
         ),
@@ -331,6 +334,7 @@ fn install(n: u32) -> Operation {
     let peer: IpAddr = "10.77.9.2".parse().unwrap();
     Operation::Install {
         class: Class::Full,
+        level: 0,
         replaces: None,
         standby: false,
         sa: ChildSa {

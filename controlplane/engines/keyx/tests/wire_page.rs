@@ -97,6 +97,7 @@ fn computed() -> Vec<(&'static str, String)> {
             terminal_port: 40000,
             peer_port: 443,
             replaces: None,
+            level: 0,
         }))
         .unwrap();
     let mut down = |message: &ToTerminal| network.seal(message).unwrap();
@@ -105,6 +106,7 @@ fn computed() -> Vec<(&'static str, String)> {
         request_id: Some(1),
         operation: Operation::Install {
             class: Class::Full,
+            level: 0,
             replaces: None,
             standby: false,
             sa: sa(),

@@ -47,6 +47,8 @@ pub enum Event {
         name: SaName,
         /// What the gateway may do with it.
         class: Class,
+        /// Sensitivity level of its packets.
+        level: u8,
         /// Its algorithms.
         suite: EspSuite,
         /// Transport or tunnel.

@@ -17,6 +17,7 @@ use towpath_keyx::message::{
 use crate::command::Event;
 use crate::enrolment::{Granted, Which};
 use crate::face::{Core, Secret};
+use crate::policy::Towards;
 use crate::request::Due;
 use crate::sad::NotInstalled;
 
@@ -60,6 +61,16 @@ impl Acks {
             }
         }
     }
+}
+
+/// What a transfer says of an SA beside the SA.
+struct Handed {
+    class: Class,
+    level: u8,
+    replaces: Option<Spi>,
+    standby: bool,
+    /// The request it answers.
+    answers: Option<u32>,
 }
 
 impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
@@ -123,7 +134,10 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
                     seconds => Duration::from_secs(seconds.into()),
                 };
                 if let Some(request) = self.requests.refused(now, reply.request_id, hold_off) {
-                    let dropped = self.hold.drop_peer(request.peer);
+                    let dropped = self.hold.drop_waiting(Towards {
+                        peer: request.peer,
+                        level: request.level,
+                    });
                     self.count_many(DropReason::SaRefused, dropped);
                     self.events.push(Event::Refused {
                         peer: request.peer,
@@ -152,10 +166,20 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             Operation::Install { .. } if was_deleted || self.sad.contains(&name) => TransferResult::Done,
             Operation::Install {
                 class,
+                level,
                 replaces,
                 standby,
                 sa,
-            } => self.install(now, *class, *replaces, *standby, sa),
+            } => {
+                let what = Handed {
+                    class: *class,
+                    level: *level,
+                    replaces: *replaces,
+                    standby: *standby,
+                    answers: transfer.request_id,
+                };
+                self.install(now, &what, sa)
+            }
         });
         if let Some(link) = self.enrolment.link(which) {
             link.transfers.record(transfer.transfer_id, result);
@@ -187,25 +211,26 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         }
     }
 
-    fn install(
-        &mut self,
-        now: Instant,
-        class: Class,
-        replaces: Option<Spi>,
-        standby: bool,
-        sa: &ChildSa,
-    ) -> TransferResult {
+    fn install(&mut self, now: Instant, what: &Handed, sa: &ChildSa) -> TransferResult {
+        let Handed {
+            class,
+            level,
+            replaces,
+            standby,
+            answers,
+        } = *what;
         if !self.enrolment.addresses().contains(sa.local) {
             return TransferResult::Unusable;
         }
         let name = SaName::of(sa);
-        if self.provider.adopt(0, sa).is_err() {
+        if self.provider.adopt(level, sa).is_err() {
             return TransferResult::Unusable;
         }
         match self.sad.install(
             &self.provider,
             now,
             class,
+            level,
             sa,
             replaces,
             standby,
@@ -218,10 +243,15 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         if let Some(tap) = self.tap {
             tap(&Secret::Sa(sa));
         }
-        self.requests.satisfied(name.local, name.remote);
+        let towards = Towards {
+            peer: name.remote,
+            level,
+        };
+        self.requests.satisfied(name.local, towards, answers);
         self.events.push(Event::Installed {
             name,
             class,
+            level,
             suite: sa.suite,
             mode: sa.mode,
             encap: sa.encap.is_some(),

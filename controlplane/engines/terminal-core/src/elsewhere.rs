@@ -12,11 +12,12 @@ use towpath_keyx::message::SaName;
 
 use crate::command::Event;
 use crate::face::Core;
+use crate::policy::Towards;
 
 impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
     Core<P, POLICIES, SAS, HOLD>
 {
-    /// A packet of this flow wants an SA between one of the terminal's addresses and `peer`.
+    /// A packet of this flow and sensitivity level wants an SA between one of the terminal's addresses and `peer`.
     ///
     /// # Errors
     /// It will not be asked for: held off after a refusal, too many are asked for, or the address is not the terminal's.
@@ -25,12 +26,14 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         now: Instant,
         terminal: IpAddr,
         peer: IpAddr,
+        level: u8,
         flow: &Flow,
     ) -> Result<(), DropReason> {
         if !self.addresses().contains(terminal) {
             return Err(DropReason::NoRoute);
         }
-        let wanted = self.requests.want(now, terminal, peer, Some(flow), None);
+        let towards = Towards { peer, level };
+        let wanted = self.requests.want(now, terminal, towards, Some(flow), None);
         wanted.inspect_err(|reason| {
             self.count(*reason);
         })
@@ -49,17 +52,21 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
 
     /// An SA reached a limit the operating system watches: its soft one, or its hard one, and is gone.
     pub fn limit_reached(&mut self, now: Instant, name: &SaName, hard: bool) {
-        if !self.sad.contains(name) {
+        let Some(level) = self.sad.level(name) else {
             return;
-        }
+        };
         if hard {
             self.sad.remove(name);
             self.events.push(Event::Expired(*name));
         } else {
             // Held off or no room: the hard limit leads to a request of its own.
+            let towards = Towards {
+                peer: name.remote,
+                level,
+            };
             let _ = self
                 .requests
-                .want(now, name.local, name.remote, None, Some(name.spi_in));
+                .want(now, name.local, towards, None, Some(name.spi_in));
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::control::{Acks, Outgoing};
 use crate::enrolment::Enrolment;
 use crate::headers;
 use crate::hold::HoldQueue;
-use crate::policy::{Action, Policy, Spd};
+use crate::policy::{Action, Policy, Spd, Towards};
 use crate::request::Requests;
 use crate::sad::{Due, Sad};
 
@@ -163,6 +163,8 @@ pub struct SaStatus {
     pub name: SaName,
     /// What the gateway may do with it.
     pub class: Class,
+    /// Sensitivity level of its packets.
+    pub level: u8,
     /// Algorithms.
     pub suite: EspSuite,
     /// Transport or tunnel.
@@ -256,23 +258,49 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Disposition {
-        self.plain(now, packet, rng)
+        self.handle_plain_at(now, 0, packet, rng)
+    }
+
+    /// A plain IP packet of an application that chose a sensitivity level for it (T21): level 0 is no choice.
+    pub fn handle_plain_at(
+        &mut self,
+        now: Instant,
+        level: u8,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Disposition {
+        self.plain(now, level, packet, rng)
             .unwrap_or_else(|reason| self.count(reason))
     }
 
     fn plain(
         &mut self,
         now: Instant,
+        level: u8,
         packet: &mut PacketBuf<'_>,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<Disposition, DropReason> {
         let flow = Flow::of(packet.bytes())?;
-        let peer = match self.spd.outgoing(&flow) {
-            Action::Bypass => return Ok(Disposition::Transmit),
-            Action::Discard => return Err(DropReason::PolicyDiscard),
-            Action::Protect { peer } => peer.unwrap_or(flow.destination),
-        };
-        if let Some(pair) = self.sad.outgoing(peer, &flow) {
+        match self.spd.outgoing(&flow, level) {
+            (Action::Bypass, _) => Ok(Disposition::Transmit),
+            (Action::Discard, _) => Err(DropReason::PolicyDiscard),
+            (Action::Protect { peer }, level) => {
+                let peer = peer.unwrap_or(flow.destination);
+                self.protect(now, Towards { peer, level }, &flow, packet, rng)
+            }
+        }
+    }
+
+    /// Seals `packet`, or holds it until there is an SA.
+    fn protect(
+        &mut self,
+        now: Instant,
+        towards: Towards,
+        flow: &Flow,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Disposition, DropReason> {
+        if let Some(pair) = self.sad.outgoing(towards, flow) {
             match pair.outbound.seal(now, packet, rng) {
                 Ok(_) => {
                     self.enrolment.sent(now, self.timing.silence);
@@ -287,10 +315,11 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
                 Err(reason) => return Err(reason),
             }
         }
-        let terminal = self.speaker_for(flow.source, peer).ok_or(DropReason::NoRoute)?;
-        self.requests.want(now, terminal, peer, Some(&flow), None)?;
+        let terminal = self.speaker_for(flow.source, towards.peer);
+        let terminal = terminal.ok_or(DropReason::NoRoute)?;
+        self.requests.want(now, terminal, towards, Some(flow), None)?;
         self.hold
-            .push(now, self.timing.hold, peer, packet.bytes())
+            .push(now, self.timing.hold, towards, packet.bytes())
             .map_err(|_| DropReason::HoldQueueFull)?;
         Ok(Disposition::Consumed)
     }
@@ -362,6 +391,9 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             .incoming(at.destination, at.spi)
             .ok_or(DropReason::EspUnknownSpi)?;
         pair.inbound.open(now, packet)?;
+        if !self.spd.permits(&Flow::of(packet.bytes())?, pair.towards) {
+            return Err(DropReason::PolicyDiscard);
+        }
         if pair.is_standby() {
             let name = pair.name;
             self.sad.promote(now, &name, self.timing.linger);
@@ -448,12 +480,13 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         loop {
             let sad = &self.sad;
             let ready =
-                |peer: IpAddr, packet: &[u8]| Flow::of(packet).is_ok_and(|flow| sad.admits(peer, &flow));
+                |towards, packet: &[u8]| Flow::of(packet).is_ok_and(|flow| sad.admits(towards, &flow));
             let sealed = match self.hold.take(ready, buffer, BUFFER_HEADROOM)? {
-                Err(_) => Err(DropReason::NoHeadroom),
-                Ok(len) => {
+                (_, Err(_)) => Err(DropReason::NoHeadroom),
+                (towards, Ok(len)) => {
                     let mut packet = PacketBuf::new(buffer, BUFFER_HEADROOM, len)?;
-                    match self.plain(now, &mut packet, rng) {
+                    let flow = Flow::of(packet.bytes());
+                    match flow.and_then(|flow| self.protect(now, towards, &flow, &mut packet, rng)) {
                         Ok(Disposition::Transmit) => return Some((packet.start(), packet.len())),
                         // Its SA expired at this moment; it is held again.
                         Ok(_) => Ok(()),
@@ -510,16 +543,23 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         while let Some(due) = self.sad.poll_due(now, self.timing.linger) {
             match due {
                 Due::Expired(name) => self.events.push(Event::Expired(name)),
-                Due::Renew(name) => {
+                Due::Renew(name, towards) => {
                     // Held off or no room: the hard limit leads to a request of its own.
+                    let towards = Towards {
+                        peer: name.remote,
+                        ..towards
+                    };
                     let _ = self
                         .requests
-                        .want(now, name.local, name.remote, None, Some(name.spi_in));
+                        .want(now, name.local, towards, None, Some(name.spi_in));
                 }
             }
         }
         while let Some(request) = self.requests.take_unanswered(now, &self.timing) {
-            let dropped = self.hold.drop_peer(request.peer);
+            let dropped = self.hold.drop_waiting(Towards {
+                peer: request.peer,
+                level: request.level,
+            });
             self.count_many(DropReason::HoldTimeout, dropped);
             self.events.push(Event::Refused {
                 peer: request.peer,
@@ -555,6 +595,7 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         self.sad.iter().map(|pair| SaStatus {
             name: pair.name,
             class: pair.class,
+            level: pair.towards.level,
             suite: pair.suite,
             mode: pair.mode,
             encap: pair.encap,

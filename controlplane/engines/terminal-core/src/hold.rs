@@ -1,9 +1,10 @@
 //! Packets that wait for their SA: bounded in bytes, in packets and in time.
 
-use core::net::IpAddr;
 use core::time::Duration;
 
 use towpath_base::Instant;
+
+use crate::policy::Towards;
 
 /// Most packets held at a time.
 const PACKETS: usize = 32;
@@ -11,7 +12,7 @@ const PACKETS: usize = 32;
 #[derive(Debug, Clone, Copy)]
 struct Held {
     len: usize,
-    peer: IpAddr,
+    towards: Towards,
     until: Instant,
 }
 
@@ -42,7 +43,7 @@ impl<const BYTES: usize> HoldQueue<BYTES> {
         &mut self,
         now: Instant,
         patience: Duration,
-        peer: IpAddr,
+        towards: Towards,
         packet: &[u8],
     ) -> Result<(), Full> {
         let end = self.used.checked_add(packet.len()).ok_or(Full)?;
@@ -53,7 +54,7 @@ impl<const BYTES: usize> HoldQueue<BYTES> {
             .copy_from_slice(packet);
         *slot = Some(Held {
             len: packet.len(),
-            peer,
+            towards,
             until: now + patience,
         });
         self.used = end;
@@ -61,15 +62,16 @@ impl<const BYTES: usize> HoldQueue<BYTES> {
         Ok(())
     }
 
-    /// Takes out the first packet that `wanted` accepts (it sees peer and packet), copies it to
+    /// Takes out the first packet that `wanted` accepts (it sees what SA it waits for, and the packet), copies it to
     /// `out[headroom..]`; returns its length. A packet that does not fit is taken out all the same, `Some(Err)`.
     pub(crate) fn take(
         &mut self,
-        wanted: impl Fn(IpAddr, &[u8]) -> bool,
+        wanted: impl Fn(Towards, &[u8]) -> bool,
         out: &mut [u8],
         headroom: usize,
-    ) -> Option<Result<usize, Full>> {
-        let (index, offset, len) = self.find(|held, packet| wanted(held.peer, packet))?;
+    ) -> Option<(Towards, Result<usize, Full>)> {
+        let (index, offset, len) = self.find(|held, packet| wanted(held.towards, packet))?;
+        let towards = self.held.get(index).copied().flatten()?.towards;
         let packet = self.bytes.get(offset..offset + len)?;
         let copied = match out.get_mut(headroom..).and_then(|room| room.get_mut(..len)) {
             Some(room) => {
@@ -79,12 +81,12 @@ impl<const BYTES: usize> HoldQueue<BYTES> {
             None => Err(Full),
         };
         self.remove(index, offset, len);
-        Some(copied)
+        Some((towards, copied))
     }
 
-    /// Drops what waits for `peer`; returns how many.
-    pub(crate) fn drop_peer(&mut self, peer: IpAddr) -> u32 {
-        self.drop_all(|held| held.peer == peer)
+    /// Drops what waits for an SA of this kind; returns how many.
+    pub(crate) fn drop_waiting(&mut self, towards: Towards) -> u32 {
+        self.drop_all(|held| held.towards == towards)
     }
 
     /// Drops what has waited long enough; returns how many.
@@ -135,8 +137,11 @@ impl<const BYTES: usize> HoldQueue<BYTES> {
 mod tests {
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(10, 0, 0, 1));
-    const B: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(10, 0, 0, 2));
+    const A: Towards = Towards {
+        peer: core::net::IpAddr::V4(core::net::Ipv4Addr::new(10, 0, 0, 1)),
+        level: 0,
+    };
+    const B: Towards = Towards { level: 5, ..A };
     const PATIENCE: Duration = Duration::from_secs(5);
 
     #[test]
@@ -148,7 +153,7 @@ mod tests {
         }
         let mut out = [0; 16];
         let mut take = |queue: &mut HoldQueue<16>, peer| {
-            let len = queue.take(|p, _| p == peer, &mut out, 2)?.unwrap();
+            let len = queue.take(|p, _| p == peer, &mut out, 2)?.1.unwrap();
             Some(std::vec::Vec::from(&out[2..2 + len]))
         };
         assert_eq!(take(&mut queue, B).unwrap(), b"bbb1");
@@ -170,8 +175,8 @@ mod tests {
         assert_eq!(queue.push(Instant::ZERO, PATIENCE, A, &[]), Err(Full));
         assert_eq!(queue.poll_timeout(), Some(Instant::from_secs(5)));
         assert_eq!(queue.drop_stale(Instant::from_secs(6)), 3);
-        assert_eq!(queue.drop_peer(A), 0);
-        assert_eq!(queue.drop_peer(B), PACKETS as u32 - 3);
+        assert_eq!(queue.drop_waiting(A), 0);
+        assert_eq!(queue.drop_waiting(B), PACKETS as u32 - 3);
         assert_eq!(queue.poll_timeout(), None);
     }
 

@@ -1,4 +1,4 @@
-//! Proxy requests under way, one per peer (K8): sent until the keys come, given up, or held off.
+//! Proxy requests under way, one per peer (K8), beside it one per connection of another level than 0 (T21): sent until the keys come, given up, or held off.
 
 use core::net::IpAddr;
 use core::time::Duration;
@@ -8,8 +8,9 @@ use towpath_ipsec::Flow;
 use towpath_keyx::message::ProxyRequest;
 
 use crate::face::Timing;
+use crate::policy::Towards;
 
-/// Most peers asked for at a time.
+/// Most SAs asked for at a time.
 pub(crate) const REQUESTS: usize = 8;
 
 #[derive(Debug, Clone, Copy)]
@@ -41,16 +42,26 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// An SA between `terminal` and `peer` is wanted for `flow`; `replaces` one that is about to expire.
+    /// An SA of `terminal` is wanted for `flow`; `replaces` one that is about to expire.
     pub(crate) fn want(
         &mut self,
         now: Instant,
         terminal: IpAddr,
-        peer: IpAddr,
+        towards: Towards,
         flow: Option<&Flow>,
         replaces: Option<Spi>,
     ) -> Result<(), DropReason> {
-        if let Some(pending) = self.find(terminal, peer) {
+        let mut request = ProxyRequest {
+            request_id: 0,
+            terminal,
+            peer: towards.peer,
+            protocol: flow.map_or(0, |flow| flow.protocol),
+            terminal_port: flow.and_then(|flow| flow.source_port).unwrap_or(0),
+            peer_port: flow.and_then(|flow| flow.destination_port).unwrap_or(0),
+            replaces,
+            level: towards.level,
+        };
+        if let Some(pending) = self.find(&request) {
             return match pending.state {
                 State::Asking { .. } => Ok(()),
                 State::HeldOff { until } if until > now => Err(DropReason::SaRefused),
@@ -62,15 +73,7 @@ impl Requests {
             };
         }
         self.last_id = self.last_id.wrapping_add(1);
-        let request = ProxyRequest {
-            request_id: self.last_id,
-            terminal,
-            peer,
-            protocol: flow.map_or(0, |flow| flow.protocol),
-            terminal_port: flow.and_then(|flow| flow.source_port).unwrap_or(0),
-            peer_port: flow.and_then(|flow| flow.destination_port).unwrap_or(0),
-            replaces,
-        };
+        request.request_id = self.last_id;
         let slot = self.free_slot(now).ok_or(DropReason::HoldQueueFull)?;
         *slot = Some(Pending {
             request,
@@ -136,10 +139,14 @@ impl Requests {
         Some(pending.request)
     }
 
-    /// An SA with `peer` is there.
-    pub(crate) fn satisfied(&mut self, terminal: IpAddr, peer: IpAddr) {
+    /// An SA is there. One of level 0 serves every request of that level, another one that which it answers.
+    pub(crate) fn satisfied(&mut self, terminal: IpAddr, towards: Towards, answers: Option<u32>) {
+        let served = |request: &ProxyRequest| match towards.level {
+            0 => request.level == 0 && request.peer == towards.peer && request.terminal == terminal,
+            _ => answers == Some(request.request_id),
+        };
         for slot in &mut self.pending {
-            if slot.is_some_and(|p| p.request.peer == peer && p.request.terminal == terminal) {
+            if slot.is_some_and(|pending| served(&pending.request)) {
                 *slot = None;
             }
         }
@@ -161,11 +168,12 @@ impl Requests {
         self.pending.iter().flatten().filter_map(asking).min()
     }
 
-    fn find(&mut self, terminal: IpAddr, peer: IpAddr) -> Option<&mut Pending> {
-        self.pending
-            .iter_mut()
-            .flatten()
-            .find(|p| p.request.peer == peer && p.request.terminal == terminal)
+    fn find(&mut self, wanted: &ProxyRequest) -> Option<&mut Pending> {
+        let ends = |of: &ProxyRequest| (of.peer, of.terminal, of.level);
+        let connection = |of: &ProxyRequest| (of.protocol, of.terminal_port, of.peer_port, of.replaces);
+        self.pending.iter_mut().flatten().find(|Pending { request, .. }| {
+            ends(request) == ends(wanted) && (wanted.level == 0 || connection(request) == connection(wanted))
+        })
     }
 
     fn by_id(&mut self, request_id: u32) -> Option<&mut Pending> {

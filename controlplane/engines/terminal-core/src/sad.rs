@@ -9,6 +9,8 @@ use towpath_base::{Instant, Spi};
 use towpath_ipsec::{Flow, InboundSa, LifetimeEvent, OutboundSa};
 use towpath_keyx::message::SaName;
 
+use crate::policy::Towards;
+
 /// Words of the replay window: 448 packets.
 const WINDOW_WORDS: usize = 8;
 
@@ -16,7 +18,7 @@ const WINDOW_WORDS: usize = 8;
 pub(crate) struct Pair<T> {
     pub(crate) name: SaName,
     /// The peer as the SPD knows it: one that moved is elsewhere since.
-    peer: IpAddr,
+    pub(crate) towards: Towards,
     pub(crate) class: Class,
     pub(crate) suite: EspSuite,
     pub(crate) mode: Mode,
@@ -59,7 +61,7 @@ impl<T> Pair<T> {
 /// What became of a pair.
 pub(crate) enum Due {
     /// Wants a replacement.
-    Renew(SaName),
+    Renew(SaName, Towards),
     /// Gone.
     Expired(SaName),
 }
@@ -97,18 +99,25 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         self.iter().any(|pair| pair.name == *name)
     }
 
-    /// The pair a packet to `peer` goes out on: the newest whose selectors admit it.
-    pub(crate) fn outgoing(&mut self, peer: IpAddr, flow: &Flow) -> Option<&mut Pair<T>> {
+    /// Sensitivity level of a pair that is there.
+    pub(crate) fn level(&self, name: &SaName) -> Option<u8> {
+        self.iter()
+            .find(|pair| pair.name == *name)
+            .map(|pair| pair.towards.level)
+    }
+
+    /// The pair a packet goes out on: the newest whose selectors admit it.
+    pub(crate) fn outgoing(&mut self, towards: Towards, flow: &Flow) -> Option<&mut Pair<T>> {
         self.pairs
             .iter_mut()
             .flatten()
-            .filter(|pair| pair.peer == peer && !pair.is_replaced() && pair.outbound.admits(flow))
+            .filter(|pair| pair.towards == towards && !pair.is_replaced() && pair.outbound.admits(flow))
             .max_by_key(|pair| (!pair.is_standby(), pair.age))
     }
 
-    pub(crate) fn admits(&self, peer: IpAddr, flow: &Flow) -> bool {
+    pub(crate) fn admits(&self, towards: Towards, flow: &Flow) -> bool {
         self.iter()
-            .any(|pair| pair.peer == peer && !pair.is_replaced() && pair.outbound.admits(flow))
+            .any(|pair| pair.towards == towards && !pair.is_replaced() && pair.outbound.admits(flow))
     }
 
     /// The pair that receives under `spi`.
@@ -125,6 +134,7 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         provider: &P,
         now: Instant,
         class: Class,
+        level: u8,
         sa: &ChildSa,
         replaces: Option<Spi>,
         standby: bool,
@@ -148,10 +158,11 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         let predecessor = self
             .iter()
             .find(|old| replaces == Some(old.name.spi_in) && !old.is_replaced());
-        let peer = predecessor.map_or(name.remote, |old| old.peer);
+        let peer = predecessor.map_or(name.remote, |old| old.towards.peer);
+        let towards = Towards { peer, level };
         let mut pair = Pair {
             name,
-            peer,
+            towards,
             class,
             suite: sa.suite,
             mode: sa.mode,
@@ -165,7 +176,7 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             standby: None,
         };
         for old in self.pairs.iter_mut().flatten() {
-            if replaces == Some(old.name.spi_in) && old.peer == peer && !old.is_replaced() {
+            if replaces == Some(old.name.spi_in) && old.towards == towards && !old.is_replaced() {
                 old.renew_at = None;
                 if standby {
                     pair.standby = Some((old.name.spi_in, now + STANDBY));
@@ -184,11 +195,12 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
     /// The peer has this pair, which was on standby: it sends from now on, what it replaces only receives.
     pub(crate) fn promote(&mut self, now: Instant, name: &SaName, linger: Duration) {
         let waiting = self.pairs.iter_mut().flatten().find(|pair| pair.name == *name);
-        let Some((peer, (old, _))) = waiting.and_then(|pair| Some((pair.peer, pair.standby.take()?))) else {
+        let Some((towards, (old, _))) = waiting.and_then(|pair| Some((pair.towards, pair.standby.take()?)))
+        else {
             return;
         };
         for pair in self.pairs.iter_mut().flatten() {
-            if pair.name.spi_in == old && pair.peer == peer {
+            if pair.name.spi_in == old && pair.towards == towards {
                 pair.retire(now, linger);
             }
         }
@@ -197,10 +209,13 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
     /// The network deleted a pair. One that has a successor receives for `linger` more, and its successor sends; false
     /// if it has none.
     pub(crate) fn retire(&mut self, now: Instant, name: &SaName, linger: Duration) -> bool {
-        let peer = self.iter().find(|pair| pair.name == *name).map(|pair| pair.peer);
-        let successor = self
+        let towards = self
             .iter()
-            .find(|pair| Some(pair.peer) == peer && pair.standby.is_some_and(|(old, _)| old == name.spi_in));
+            .find(|pair| pair.name == *name)
+            .map(|pair| pair.towards);
+        let successor = self.iter().find(|pair| {
+            Some(pair.towards) == towards && pair.standby.is_some_and(|(old, _)| old == name.spi_in)
+        });
         if let Some(successor) = successor.map(|pair| pair.name) {
             self.promote(now, &successor, linger);
         }
@@ -254,17 +269,22 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             .flatten()
             .find(|pair| pair.renew_at.is_some_and(|at| at <= now))?;
         wants.renew_at = None;
-        Some(Due::Renew(wants.name))
+        Some(Due::Renew(wants.name, wants.towards))
     }
 
     /// Notes soft limits; returns the first pair at its hard one.
     fn take_expired(&mut self, now: Instant) -> Option<SaName> {
         for pair in self.pairs.iter_mut().flatten() {
+            // One connection's SA that nobody used ends with it.
+            let used = pair.outbound.meter().packets() + pair.inbound.meter().packets() > 0;
+            let wanted = used || pair.towards.level == 0;
             for meter in [pair.outbound.meter_mut(), pair.inbound.meter_mut()] {
                 meter.tick(now);
                 match meter.take_event() {
                     Some(LifetimeEvent::Hard) => return Some(pair.name),
-                    Some(LifetimeEvent::Soft) if pair.renew_at.is_none() && pair.retire_at.is_none() => {
+                    Some(LifetimeEvent::Soft)
+                        if wanted && pair.renew_at.is_none() && pair.retire_at.is_none() =>
+                    {
                         // The gateway sees the same limit and usually acts first.
                         pair.renew_at = Some(now + pair.grace);
                     }

@@ -184,6 +184,7 @@ fn a_late_copy_does_not_bring_a_deleted_sa_back_or_start_its_counters_over() {
     let sa = world.net.make_sa(peer(false));
     let operation = || towpath_keyx::message::Operation::Install {
         class: towpath_base::sa::Class::Full,
+        level: 0,
         replaces: None,
         standby: false,
         sa: sa.clone(),
@@ -551,6 +552,7 @@ fn what_no_sa_here_can_take_is_refused_in_the_acknowledgement() {
     sa.local = foreign;
     let operation = towpath_keyx::message::Operation::Install {
         class: towpath_base::sa::Class::Full,
+        level: 0,
         replaces: None,
         standby: false,
         sa,

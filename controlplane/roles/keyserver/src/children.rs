@@ -208,6 +208,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             })));
         let operation = Operation::Install {
             class,
+            level: 0,
             replaces,
             // A peer that started the rekeying has the new SA when our answer has reached it, not before.
             standby: replaces.is_some() && role == Role::Responder,

@@ -133,6 +133,7 @@ impl World {
             terminal_port: 0,
             peer_port: 0,
             replaces: None,
+            level: 0,
         };
         self.seal(from, &FromTerminal::ProxyRequest(request))
     }

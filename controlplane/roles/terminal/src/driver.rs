@@ -98,6 +98,7 @@ impl<'c> Driver<'c> {
                 remote: policy.remote_selector(),
                 first_local_port: policy.local_ports.first,
                 last_local_port: policy.local_ports.last,
+                level: None,
                 action: match policy.action {
                     Action::Protect => CoreAction::Protect { peer: policy.gateway },
                     Action::Bypass => CoreAction::Bypass,
@@ -221,7 +222,7 @@ impl<'c> Driver<'c> {
                 if !Kernel::is_ours(reqid) {
                     return;
                 }
-                if let Err(reason) = self.core.acquire(now, source, destination, &flow) {
+                if let Err(reason) = self.core.acquire(now, source, destination, 0, &flow) {
                     debug!(%destination, reason = reason.name(), "a packet's SA is not asked for");
                 }
             }
@@ -435,6 +436,7 @@ fn tell(event: &Event) {
         Event::Installed {
             name,
             class,
+            level,
             suite,
             mode,
             encap,
@@ -447,6 +449,7 @@ fn tell(event: &Event) {
             %suite,
             %mode,
             %class,
+            level,
             udp_encapsulated = encap,
             rekey,
             "SA installed"

@@ -138,6 +138,7 @@ fn main() {
         let name = SaName::of(&sa);
         let install = Operation::Install {
             class: Class::Full,
+            level: 0,
             replaces: None,
             standby: false,
             sa,

@@ -13,6 +13,8 @@
 //! [`Config::simultaneous_within`](crate::Config::simultaneous_within) of each other the one with the lower
 //! initiator's nonce, which both sides compute alike; otherwise the older one, because a peer that starts anew
 //! may have lost it.
+//!
+//! All of this is about one lane: what [`Endpoint::initiate_beside`] started in another is wanted beside the rest.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -42,7 +44,11 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     ) -> Result<(), DropReason> {
         let hold = self.core.config.hold;
         for id in self.pair(local, remote) {
-            let Some(sa) = self.sas.get_mut(&id).filter(|sa| sa.role == Role::Initiator) else {
+            let Some(sa) = self
+                .sas
+                .get_mut(&id)
+                .filter(|sa| sa.role == Role::Initiator && sa.lane == 0)
+            else {
                 continue;
             };
             match sa.state {
@@ -75,7 +81,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let (Some(new), Some(other)) = (self.sas.get(&id), self.sas.get(&other_id)) else {
             return;
         };
-        if new.children.is_empty() {
+        if new.children.is_empty() || new.lane != other.lane {
             return;
         }
         match other.state {

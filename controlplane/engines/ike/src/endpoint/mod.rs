@@ -180,6 +180,21 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         self.initiate_within(now, wish, BudgetId::default())
     }
 
+    /// As [`Self::initiate`], beside what there is between the two addresses: an IKE SA of another `lane` is not redundant
+    /// with it, and an exchange of another one does not stand in its way. Lane 0 is everything else, what peers start
+    /// included.
+    ///
+    /// # Errors
+    /// The wish was not tried; nothing is reported about it later.
+    pub fn initiate_beside(
+        &mut self,
+        now: Instant,
+        wish: Initiate,
+        lane: u64,
+    ) -> Result<IkeSaId, InitiateError> {
+        self.start(now, wish, BudgetId::default(), lane)
+    }
+
     /// As [`Self::initiate`], counted against a share.
     ///
     /// # Errors
@@ -189,6 +204,16 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         now: Instant,
         wish: Initiate,
         budget: BudgetId,
+    ) -> Result<IkeSaId, InitiateError> {
+        self.start(now, wish, budget, 0)
+    }
+
+    fn start(
+        &mut self,
+        now: Instant,
+        wish: Initiate,
+        budget: BudgetId,
+        lane: u64,
     ) -> Result<IkeSaId, InitiateError> {
         let Initiate {
             tag,
@@ -206,7 +231,10 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let pair = self.pair(local, remote);
         let under_way = |id: &IkeSaId| {
             let sa = self.sas.get(id);
-            sa.is_some_and(|sa| matches!(sa.state, State::InitSent | State::AuthSent))
+            // Also what says INITIAL_CONTACT: should it arrive later, the peer would end the SA beside it.
+            let stands_in_the_way = |sa: &&Sa<K>| sa.lane == lane || sa.first_contact;
+            sa.filter(stands_in_the_way)
+                .is_some_and(|sa| matches!(sa.state, State::InitSent | State::AuthSent))
         };
         if let Some(id) = pair.iter().copied().find(under_way) {
             return Err(InitiateError::InProgress(id));
@@ -221,6 +249,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let theirs = SocketAddr::new(remote, remote_port.unwrap_or(ike_port));
         let mut sa = IkeSa::new(id, Role::Initiator, State::InitSent, ours, theirs, IkeSpi(0), now);
         sa.first_contact = pair.is_empty();
+        sa.lane = lane;
         sa.budget = budget;
         sa.tag = Some(tag);
         sa.policy = Some(Box::new(policy));

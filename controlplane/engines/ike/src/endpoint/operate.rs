@@ -127,7 +127,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     pub fn reauthenticate(&mut self, now: Instant, ike: IkeSaId) -> Result<(), UnknownSa> {
         let old = self.sas.get(&ike).filter(|sa| sa.state == State::Established);
         let old = old.ok_or(UnknownSa)?;
-        let (local, mut remote, policy) = (old.local.ip(), old.remote, old.policy.clone());
+        let (local, mut remote, policy, lane) = (old.local.ip(), old.remote, old.policy.clone(), old.lane);
         let child = old
             .children
             .iter()
@@ -161,6 +161,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             IkeSpi(0),
             now,
         );
+        sa.lane = lane;
         sa.succeeds = Some((ike, child));
         sa.policy = Some(policy);
         sa.ni.clone_from(&init.ni);

@@ -180,6 +180,10 @@ pub(crate) struct IkeSa<P> {
     pub(crate) remote_id: Option<IkeId>,
     /// No other IKE SA of the pair existed when this one was started (INITIAL_CONTACT).
     pub(crate) first_contact: bool,
+    /// Which of several relations between the same two addresses it serves: see [`Endpoint::initiate_beside`].
+    ///
+    /// [`Endpoint::initiate_beside`]: crate::Endpoint::initiate_beside
+    pub(crate) lane: u64,
     pub(crate) nat: Nat,
     pub(crate) init: Option<Box<Init<P>>>,
     /// Initiator's nonce, which decides between simultaneous starts.
@@ -255,6 +259,7 @@ impl<P> IkeSa<P> {
             tag: None,
             remote_id: None,
             first_contact: false,
+            lane: 0,
             nat: Nat::default(),
             init: None,
             ni: Vec::new(),

@@ -276,6 +276,7 @@ fn spawn<K: KeyGenerator, R: Rng>(
 ) -> Box<IkeSa<K::Private>> {
     let id = IkeSaId(spi);
     let mut new = IkeSa::new(id, role, State::Established, sa.local, sa.remote, peer_spi, now);
+    new.lane = sa.lane;
     new.policy = sa.policy.clone();
     new.remote_id = sa.remote_id.clone();
     new.nat = sa.nat;

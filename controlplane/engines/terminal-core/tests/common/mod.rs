@@ -326,6 +326,7 @@ impl Net {
         let name = SaName::of(&sa);
         let operation = Operation::Install {
             class: Class::Full,
+            level: 0,
             replaces,
             standby,
             sa,

@@ -381,6 +381,7 @@ impl Network {
             request_id,
             Operation::Install {
                 class: Class::None,
+                level: 0,
                 replaces,
                 standby: false,
                 sa,
