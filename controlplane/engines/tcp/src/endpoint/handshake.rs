@@ -102,6 +102,11 @@ impl Endpoint {
         let acknowledges = flags.has(Flags::ACK);
         let acceptable = self.send_space.offset(header.ack, self.next) == Some(1) && self.next == 1;
         if acknowledges && !acceptable {
+            // The peer still knows an earlier connection with these ports: the reset ends it there, and the SYN sent
+            // again gets through (RFC 9293 §3.10.7.3, first check; §3.5.2, figure 9).
+            if !flags.has(Flags::RST) {
+                self.owed.stray = Some(header.ack);
+            }
             return Disposition::Refused(Refusal::BadAck);
         }
         if flags.has(Flags::RST) {

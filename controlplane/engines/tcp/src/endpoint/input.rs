@@ -206,6 +206,7 @@ impl Endpoint {
             .ok_or(Refusal::BadAck)?;
         if self.state == State::SynReceived {
             if ack == 0 || ack > self.next {
+                self.owed.stray = Some(segment.header.ack);
                 return Err(Refusal::BadAck);
             }
             let window = self.scaled_window(segment);

@@ -33,6 +33,10 @@ impl Endpoint {
             header.ack = self.receive_space.number(self.incoming.next());
             return self.emit(now, &header, 0, out, Ecn::NotEct);
         }
+        if let Some(seq) = self.owed.stray.take() {
+            let header = self.blank(seq, Flags::RST);
+            return self.emit(now, &header, 0, out, Ecn::NotEct);
+        }
         match self.state {
             State::Closed | State::Listen => None,
             State::SynSent | State::SynReceived => self.transmit_syn(now, out),

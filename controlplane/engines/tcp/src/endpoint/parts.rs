@@ -5,7 +5,7 @@ use towpath_base::Instant;
 use crate::codec::{choice, record};
 use crate::frto::Frto;
 use crate::prr::Prr;
-use crate::seq::Offset;
+use crate::seq::{Offset, SeqNum};
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,12 +88,15 @@ pub(super) struct Owed {
     pub(super) tail_probe: bool,
     /// RST of an aborted connection.
     pub(super) reset: bool,
+    /// RST for an acknowledgment of what this connection never sent, with that number.
+    pub(super) stray: Option<SeqNum>,
 }
 record!(Owed {
     syn,
     probe,
     tail_probe,
-    reset
+    reset,
+    stray
 });
 
 /// Loss recovery of a sender.

@@ -10,7 +10,7 @@ use crate::codec::{Codec, Reader, RestoreError, Writer};
 /// First bytes of a snapshot.
 const MAGIC: u32 = 0x5443_5031;
 /// Version written, and the only one read.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 macro_rules! fields {
     ($apply:ident) => {

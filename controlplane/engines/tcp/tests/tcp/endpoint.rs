@@ -137,6 +137,30 @@ fn a_refused_connection_says_so() {
 }
 
 #[test]
+fn a_peer_that_still_knows_an_earlier_connection_is_reset_and_the_next_syn_gets_through() {
+    let mut pair = Pair::new(config());
+    let syn = pair.next_of_a().unwrap();
+    assert!(syn.flags.has(Flags::SYN));
+    let stale = Header {
+        source_port: 2000,
+        destination_port: 1000,
+        seq: SeqNum(77),
+        ack: SeqNum(12_345),
+        flags: Flags::ACK,
+        ..Header::default()
+    };
+    assert_eq!(
+        pair.inject_to_a(stale, &[]),
+        Disposition::Refused(Refusal::BadAck)
+    );
+    let reset = pair.next_of_a().unwrap();
+    assert_eq!((reset.flags, reset.seq), (Flags::RST, SeqNum(12_345)));
+    assert!(pair.next_of_a().is_none());
+    pair.run(Duration::from_secs(3));
+    assert_eq!(pair.a.state(), State::Established);
+}
+
+#[test]
 fn a_peer_that_never_answers_times_out() {
     let mut pair = Pair::new(Config {
         syn_retries: 3,

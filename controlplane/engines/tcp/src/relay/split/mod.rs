@@ -203,7 +203,7 @@ impl SplitRelay {
     ) {
         let mut flow = Flow::new(now, key, opener, packet.segment.header);
         note_seen(&mut flow, opener, packet);
-        let far = self.connection(now, key, opener.opposite(), &opening);
+        let far = self.connection(key, opener.opposite(), &opening);
         let (local, remote) = (key.host(opener), key.host(opener.opposite()));
         let isn = self
             .secret
@@ -231,7 +231,7 @@ impl SplitRelay {
             return;
         };
         let opening = slot.opening;
-        let near = self.connection(now, key, opener, &opening);
+        let near = self.connection(key, opener, &opening);
         let isn = self.isn(now, key, opener);
         let Some(flow) = self.live(&key) else { return };
         let Some(HeldSyn(header)) = flow.held.take() else {
@@ -243,7 +243,7 @@ impl SplitRelay {
     }
 
     /// Parameters of the endpoint towards `side`: it speaks as the host on the other side.
-    fn connection(&self, now: Instant, key: FlowKey, side: Side, opening: &Opening) -> Config {
+    fn connection(&self, key: FlowKey, side: Side, opening: &Opening) -> Config {
         let side_config = self.config.side(side);
         let chosen = opening.side(side);
         let headers = if key.terminal.0.is_ipv4() { 40 } else { 60 };
@@ -256,9 +256,15 @@ impl SplitRelay {
             mss: mtu.saturating_sub(headers).max(88),
             algorithm: chosen.algorithm.unwrap_or(side_config.connection.algorithm),
             path: self.paths.get(&key.host(side).0).copied(),
-            timestamp_offset: self.isn(Instant::ZERO, key, side).0 ^ self.isn(now, key, side.opposite()).0,
+            timestamp_offset: self.clock_offset(key, side),
             ..side_config.connection.clone()
         }
+    }
+
+    /// The same for every connection between these ports: whoever remembers the last one refuses a SYN whose clock
+    /// stands before that one's (RFC 7323 §5.5, RFC 6191).
+    fn clock_offset(&self, key: FlowKey, side: Side) -> u32 {
+        self.isn(Instant::ZERO, key, side).0 ^ self.isn(Instant::ZERO, key, side.opposite()).0
     }
 
     fn isn(&self, now: Instant, key: FlowKey, side: Side) -> crate::seq::SeqNum {
