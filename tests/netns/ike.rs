@@ -1,22 +1,18 @@
 //! IKE with a real peer through terminal, gateway, keyserver and registry: peers that move, fall silent, prove
 //! themselves by certificates, or sit behind a NAT.
 
-use std::fs;
-use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, RsaKeySize, SanType,
-};
 use serde_json::{Value, json};
-use towpath_crypto::x509::pem;
+use towpath_tests::pki::Kind;
 use xtask::lab::state::wait_for;
 use xtask::lab::{Conn, Family, Lab, Node, PeerKind, Suite};
 use xtask::proof::stack::Stack;
 use xtask::proof::stack_in;
 use xtask::sh::Cmd;
 
+use crate::certificates::{Credential, clear_peer, name};
 use crate::{LIMIT, ping};
 
 /// A silent peer is asked after 2 s; four transmissions, half a second before the second, twice as long each time, a
@@ -146,124 +142,69 @@ fn a_peer_is_answered_followed_and_missed() {
     stack.stop();
 }
 
-/// The peer starts behind a NAT, which later forgets its mapping; traffic in both directions all the while. IPv4 only:
-/// there is no NAT to speak of in IPv6.
+/// The peer starts behind a NAT, which later forgets its mapping; traffic in both directions all the while.
 #[test]
 #[ignore = "needs root: network namespaces and XDP"]
 fn a_peer_behind_a_nat_is_followed_to_other_ports() {
     let mut lab = lab("ikenat");
     lab.put_peer_behind_nat(20_000).expect("a NAT before the peer");
     let stack = stack_in(lab, SILENCE, |_, _| ()).expect("towpath comes up");
-    let behind = Conn {
+    let behind = |family| Conn {
         local: (
-            xtask::lab::net::BEHIND_NAT.into(),
+            xtask::lab::net::behind_nat(family),
             Node::Peer.identity().to_owned(),
         ),
         dpd_delay: 2,
-        ..conn(Family::V4)
+        ..conn(family)
     };
     stack
         .lab
         .peer()
-        .load_conns(&[behind])
-        .expect("the peer takes its connection");
+        .load_conns(&Family::ALL.map(behind))
+        .expect("the peer takes its connections");
     let capture = stack.lab.capture(Node::Ta, "eth0").expect("tcpdump starts");
-    initiate(&stack, "ta-v4");
-    until(&stack, "no traffic through the NAT", || {
-        passes(&stack, Family::V4)
-    });
-    assert!(remotes(&stack).contains("24500"), "{}", remotes(&stack));
+    for family in Family::ALL {
+        initiate(&stack, &behind(family).name);
+        until(&stack, "no traffic through the NAT", || passes(&stack, family));
+    }
+    let at = |port: &str| remotes(&stack).matches(port).count() == Family::ALL.len();
+    assert!(at(":24500"), "{}", remotes(&stack));
 
     // charon asks every two seconds, which shows the keyserver where it is now.
     stack.lab.remap_nat(30_000).expect("the NAT forgets");
-    until(&stack, "the keyserver does not follow", || {
-        remotes(&stack).contains("34500")
-    });
-    until(&stack, "no traffic after the mapping changed", || {
-        passes(&stack, Family::V4)
-    });
+    until(&stack, "the keyserver does not follow", || at(":34500"));
+    for family in Family::ALL {
+        until(&stack, "no traffic after the mapping changed", || {
+            passes(&stack, family)
+        });
+    }
     // Replaced SAs stay for packets on their way.
     until(&stack, "old SAs are left", || {
-        stack.sas().is_ok_and(|sas| sas.len() == 1)
+        stack.sas().is_ok_and(|sas| sas.len() == Family::ALL.len())
     });
-    assert!(passes(&stack, Family::V4));
+    assert!(Family::ALL.iter().all(|family| passes(&stack, *family)));
     let frames = capture.stop().expect("the capture is readable");
-    // ICMP echo, after Ethernet and IPv4 headers. (That old ports are unreachable is said in the clear.)
-    let echo = |bytes: &[u8]| bytes.get(23) == Some(&1) && matches!(bytes.get(34), Some(0 | 8));
+    // ICMP echo, after Ethernet and IP headers. (That old ports are unreachable is said in the clear.)
+    let echo = |bytes: &[u8]| match bytes.get(12..14) {
+        Some([0x08, 0x00]) => bytes.get(23) == Some(&1) && matches!(bytes.get(34), Some(0 | 8)),
+        Some([0x86, 0xdd]) => bytes.get(20) == Some(&58) && matches!(bytes.get(54), Some(128 | 129)),
+        _ => false,
+    };
     let clear = frames.iter().filter(|frame| echo(&frame.bytes)).count();
     assert_eq!(clear, 0, "pings in the clear");
     stack.stop();
 }
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
-
-/// An authority, and who stands below it.
-struct Credential {
-    root: Vec<u8>,
-    between: Vec<Vec<u8>>,
-    terminal: (Vec<u8>, Vec<u8>),
-    peer: (Vec<u8>, Vec<u8>),
-}
-
-fn key(rsa: bool) -> KeyPair {
-    if rsa {
-        KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key")
-    } else {
-        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key")
-    }
-}
-
-fn authority(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![
-        rcgen::KeyUsagePurpose::KeyCertSign,
-        rcgen::KeyUsagePurpose::CrlSign,
-    ];
-    params
-}
-
-fn leaf(ca: &Ca, name: SanType, rsa: bool) -> (Vec<u8>, Vec<u8>) {
-    let mut params = CertificateParams::new(Vec::new()).expect("no names");
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("{name:?}"));
-    params.subject_alt_names = vec![name];
-    let key = key(rsa);
-    let certificate = params.signed_by(&key, &**ca).expect("signed");
-    (certificate.der().to_vec(), key.serialize_der())
-}
-
-/// `depth` authorities between root and leaves.
-fn credential(rsa: bool, depth: usize) -> Credential {
-    let mut chain = vec![CertifiedIssuer::self_signed(authority("root"), key(rsa)).expect("signed")];
-    for number in 0..depth {
-        let above: &Ca = chain.last().expect("the root at least");
-        let params = authority(&format!("authority {number}"));
-        let below = CertifiedIssuer::signed_by(params, key(rsa), &**above).expect("signed");
-        chain.push(below);
-    }
-    let last = chain.last().expect("the root at least");
-    let mailbox = Node::Ta.identity().try_into().expect("ASCII");
-    let host = Node::Peer.identity().try_into().expect("ASCII");
-    Credential {
-        root: chain[0].der().to_vec(),
-        between: chain[1..].iter().rev().map(|ca| ca.der().to_vec()).collect(),
-        terminal: leaf(last, SanType::Rfc822Name(mailbox), rsa),
-        peer: leaf(last, SanType::DnsName(host), rsa),
-    }
-}
-
 /// ECDSA for IPv4; RSA and four authorities in between, more than any datagram takes, for IPv6.
-static CREDENTIALS: LazyLock<[Credential; 2]> = LazyLock::new(|| [credential(false, 0), credential(true, 4)]);
+static CREDENTIALS: LazyLock<[Credential; 2]> = LazyLock::new(|| {
+    [(Kind::P256, 0), (Kind::Rsa, 4)].map(|(kind, depth)| {
+        let (terminal, peer) = (name(Node::Ta.identity()), name(Node::Peer.identity()));
+        Credential::new([kind; 2], depth, vec![terminal], vec![peer])
+    })
+});
 
 fn credential_of(family: Family) -> &'static Credential {
     &CREDENTIALS[usize::from(family == Family::V6)]
-}
-
-fn certificate(der: &[u8]) -> String {
-    pem::encode("CERTIFICATE", der).to_string()
 }
 
 /// Terminal A proves itself to the peer by certificates, and wants the same of it.
@@ -274,35 +215,11 @@ fn certify(terminal: Node, record: &mut Value) {
     for policy in record["peers"].as_array_mut().expect("peers") {
         for family in Family::ALL {
             let peer = format!("{}/{}", Node::Peer.addr(family), family.host_bits());
-            if policy["peer"] != json!(peer) {
-                continue;
+            if policy["peer"] == json!(peer) {
+                policy.as_object_mut().expect("a table").remove("psk");
+                policy["credential"] = credential_of(family).of_subscriber(true, true);
             }
-            let given = credential_of(family);
-            let own = std::iter::once(&given.terminal.0).chain(&given.between);
-            policy.as_object_mut().expect("a table").remove("psk");
-            policy["credential"] = json!({
-                "certificate": own.map(|der| certificate(der)).collect::<String>(),
-                "key": pem::encode("PRIVATE KEY", &given.terminal.1).as_str(),
-                "authorities": certificate(&given.root),
-            });
         }
-    }
-}
-
-fn give_peer(dir: &Path, given: &Credential) {
-    for folder in ["x509", "x509ca", "private"] {
-        let _ = fs::remove_dir_all(dir.join(folder));
-    }
-    let write = |name: &str, text: &str| {
-        let file = dir.join(name);
-        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-        fs::write(file, text).expect("the file is written");
-    };
-    write("x509/own.pem", &certificate(&given.peer.0));
-    write("private/own.pem", &pem::encode("PRIVATE KEY", &given.peer.1));
-    write("x509ca/root.pem", &certificate(&given.root));
-    for (number, der) in given.between.iter().enumerate() {
-        write(&format!("x509ca/{number}.pem"), &certificate(der));
     }
 }
 
@@ -313,11 +230,9 @@ fn both_prove_themselves_by_certificates() {
     let stack = stack_in(lab("ikecert"), "", certify).expect("towpath comes up");
     for family in Family::ALL {
         let peer = stack.lab.peer();
-        give_peer(peer.dir(), credential_of(family));
-        let conn = Conn {
-            certified: true,
-            ..conn(family)
-        };
+        clear_peer(peer.dir());
+        credential_of(family).give_peer(peer.dir(), "own");
+        let conn = conn(family).certified("own.pem");
         peer.load_conns(std::slice::from_ref(&conn))
             .expect("the peer takes its connection");
         let pieces = count(&stack, "EF(");

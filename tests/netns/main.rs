@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod attacks;
+mod certificates;
 mod ike;
 mod ipsec;
 mod keyservers;
 mod lab;
 mod linkem;
 mod manual;
+mod matrix;
 mod nonces;
 mod proxied;
 mod rekeys;

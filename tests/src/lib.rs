@@ -1,2 +1,4 @@
-//! towpath-tests
+//! What several of the tests need.
 #![forbid(unsafe_code)]
+
+pub mod pki;

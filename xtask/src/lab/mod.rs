@@ -296,19 +296,16 @@ impl Lab {
         self.start_peer()?;
         let file = self.dir.join("nat.base");
         std::fs::write(&file, base.to_string())?;
-        let address = |node: Node| node.addr(Family::V4).to_string();
-        let cmd = Cmd::new(programs()?.join("xtask"))
-            .args(["nat", "--inside", &net::BEHIND_NAT.to_string()])
-            .args([
-                "--outside",
-                &address(Node::Peer),
-                "--far",
-                &address(Node::Ta),
-                "--base",
-            ])
-            .arg(&file);
-        let pid = self.net.inside_nat(cmd).spawn(&self.log_file("nat"))?;
-        self.record(Process::note("nat", pid))?;
+        for family in Family::ALL {
+            let cmd = Cmd::new(programs()?.join("xtask"))
+                .args(["nat", "--inside", &net::behind_nat(family).to_string()])
+                .args(["--outside", &Node::Peer.addr(family).to_string()])
+                .args(["--far", &Node::Ta.addr(family).to_string(), "--base"])
+                .arg(&file);
+            let name = nat_log(family);
+            let pid = self.net.inside_nat(cmd).spawn(&self.log_file(name))?;
+            self.record(Process::note(name, pid))?;
+        }
         self.wait_mapped(base)
     }
 
@@ -320,13 +317,15 @@ impl Lab {
 
     fn wait_mapped(&self, base: u16) -> Result<()> {
         let line = format!("mapped {base}");
-        let said = || std::fs::read_to_string(self.log_file("nat")).unwrap_or_default();
-        if state::wait_for(Duration::from_secs(20), || {
-            said().lines().any(|said| said == line)
-        }) {
-            return Ok(());
+        for family in Family::ALL {
+            let said = || std::fs::read_to_string(self.log_file(nat_log(family))).unwrap_or_default();
+            if !state::wait_for(Duration::from_secs(20), || {
+                said().lines().any(|said| said == line)
+            }) {
+                bail!("the {family} NAT does not map: {}", said());
+            }
         }
-        bail!("the NAT does not map: {}", said())
+        Ok(())
     }
 
     /// Ends the peer's charon without a word to anybody. Not for a guest kernel.
@@ -493,6 +492,14 @@ impl Lab {
             ephemeral: false,
         }
         .down()
+    }
+}
+
+/// Name and log of the NAT of a family.
+fn nat_log(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "nat-v4",
+        Family::V6 => "nat-v6",
     }
 }
 

@@ -17,13 +17,14 @@
 //!
 //! ```text
 //!   gw core0 ----- out0 10.77.9.2 | nat | in0 192.168.77.1 ----- eth0 192.168.77.2, lo 10.77.9.2  peer
+//!                       fd77:9::2 |     |     fd77:77::1           fd77:77::2         fd77:9::2
 //! ```
 //!
 //! Offloads are off everywhere, so that frames carry finished checksums and fit the wire. The far ends
 //! have GRO on, because a veth receives frames redirected by XDP only when it receives through NAPI; its size
 //! limit keeps it from merging anything.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -167,7 +168,12 @@ pub fn gateway_addresses() -> Vec<IpAddr> {
 pub const EMULATOR_PORTS: [&str; 2] = ["gw0", "ta0"];
 
 /// The peer's address behind a NAT.
-pub const BEHIND_NAT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+pub fn behind_nat(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([192, 168, 77, 2]),
+        Family::V6 => IpAddr::from([0xfd77, 0x77, 0, 0, 0, 0, 0, 2]),
+    }
+}
 
 /// The namespaces of one lab.
 #[derive(Clone, Debug)]
@@ -241,32 +247,45 @@ impl Net {
     /// Takes the peer behind a NAT, which gets its place on the wire. What translates is started on top.
     pub fn put_behind_nat(&self) -> Result<()> {
         let (nat, peer) = (self.nat(), self.namespace(Node::Peer));
-        let (outside, gateway) = (Node::Peer.addr(Family::V4), Node::Peer.gateway(Family::V4));
+        let [v4, v6] = Family::ALL.map(|family| (Node::Peer.addr(family), Node::Peer.gateway(family)));
         Cmd::new("ip").args(["netns", "add", &nat]).run()?;
         let off = "tx off tso off gso off gro on";
         let script = format!(
             "set -e
-             echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
-             for what in all default; do echo 0 >/proc/sys/net/ipv4/conf/$what/rp_filter; done
+             for what in all default; do
+                 echo 0 >/proc/sys/net/ipv4/conf/$what/rp_filter
+                 echo 0 >/proc/sys/net/ipv6/conf/$what/accept_dad
+                 echo 0 >/proc/sys/net/ipv6/conf/$what/accept_ra
+             done
              ip link set lo up
              ip link add in0 type veth peer name eth0 netns {peer}
              ip link set out0 gro_max_size 1500
              for port in in0 out0; do ethtool -K $port {off} && ip link set $port up; done
              ip addr add 192.168.77.1/24 dev in0
-             ip addr add {outside}/24 dev out0
-             ip route add default via {gateway} dev out0
-             ip rule add iif in0 lookup 100
-             ip route add local 0.0.0.0/0 dev lo table 100"
+             ip addr add fd77:77::1/64 dev in0 nodad
+             ip addr add {}/24 dev out0
+             ip addr add {}/64 dev out0 nodad
+             ip route add default via {} dev out0
+             ip route add default via {} dev out0
+             for family in -4 -6; do
+                 ip $family rule add iif in0 lookup 100
+                 ip $family route add local default dev lo table 100
+             done",
+            v4.0, v6.0, v4.1, v6.1
         );
         self.ip(Node::Peer, "link set eth0 down")?;
         self.ip(Node::Peer, "link set eth0 name out0")?;
         self.ip(Node::Peer, &format!("link set out0 netns {nat}"))?;
         self.inside_nat(Cmd::new("sh").args(["-c", &script])).run()?;
         self.ethtool(Node::Peer, "eth0", "on")?;
-        self.ip(Node::Peer, &format!("addr add {BEHIND_NAT}/24 dev eth0"))?;
-        self.ip(Node::Peer, &format!("addr add {outside}/32 dev lo"))?;
+        let inside = Family::ALL.map(behind_nat);
+        self.ip(Node::Peer, &format!("addr add {}/24 dev eth0", inside[0]))?;
+        self.ip(Node::Peer, &format!("addr add {}/64 dev eth0 nodad", inside[1]))?;
+        self.ip(Node::Peer, &format!("addr add {}/32 dev lo", v4.0))?;
+        self.ip(Node::Peer, &format!("addr add {}/128 dev lo nodad", v6.0))?;
         self.ip(Node::Peer, "link set eth0 up")?;
-        self.ip(Node::Peer, "route add default via 192.168.77.1 dev eth0")
+        self.ip(Node::Peer, "route add default via 192.168.77.1 dev eth0")?;
+        self.ip(Node::Peer, "route add default via fd77:77::1 dev eth0")
     }
 
     /// Whether the namespaces are there.

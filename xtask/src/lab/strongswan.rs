@@ -83,8 +83,16 @@ pub struct Conn {
     pub mobike: bool,
     /// What it protects at its own end in tunnel mode, if not its address.
     pub inside: Option<IpAddr>,
-    /// Certificates instead of the pre-shared key: `x509/own.pem`, `x509ca` and `private` in its folder.
-    pub certified: bool,
+    /// What it proves its identity with, in strongSwan's words: `psk`, `pubkey`, `ike:rsa/pss-sha256`, ...
+    pub local_auth: String,
+    /// What it wants the other end to prove its identity with.
+    pub remote_auth: String,
+    /// Its certificate, in `x509` of its folder; authorities are in `x509ca`, keys in `private`.
+    pub certificate: Option<String>,
+    /// IKE proposals instead of those of the suite.
+    pub ike: Option<String>,
+    /// Name and value of a post-quantum pre-shared key that must be used (RFC 8784).
+    pub ppk: Option<(String, String)>,
 }
 
 impl Conn {
@@ -102,7 +110,22 @@ impl Conn {
             dpd_delay: 0,
             mobike: false,
             inside: None,
-            certified: false,
+            local_auth: "psk".to_owned(),
+            remote_auth: "psk".to_owned(),
+            certificate: None,
+            ike: None,
+            ppk: None,
+        }
+    }
+
+    /// The same with certificates at both ends, its own in this file.
+    #[must_use]
+    pub fn certified(self, file: &str) -> Self {
+        Self {
+            local_auth: "pubkey".to_owned(),
+            remote_auth: "pubkey".to_owned(),
+            certificate: Some(file.to_owned()),
+            ..self
         }
     }
 
@@ -136,10 +159,15 @@ impl Conn {
             }
         };
         let yes_no = |on| if on { "yes" } else { "no" };
-        let (auth, certs) = match self.certified {
-            true => ("pubkey", "   certs = own.pem\n"),
-            false => ("psk", ""),
+        let certs = match &self.certificate {
+            Some(file) => format!("   certs = {file}\n"),
+            None => String::new(),
         };
+        let ppk = match &self.ppk {
+            Some((id, _)) => format!("  ppk_id = {id}\n  ppk_required = yes\n"),
+            None => String::new(),
+        };
+        let ike = self.ike.as_deref().unwrap_or(ike);
         let local_addrs = if self.mobike {
             "%any".to_owned()
         } else {
@@ -147,8 +175,8 @@ impl Conn {
         };
         format!(
             " {name} {{\n  version = 2\n  local_addrs = {la}\n  remote_addrs = {ra}\n  proposals = {ike}\n  \
-             encap = {encap}\n  mobike = {mobike}\n  dpd_delay = {dpd}s\n  \
-             local {{ auth = {auth}\n{certs}   id = {li}\n  }}\n  remote {{ auth = {auth}\n   id = {ri}\n  }}\n  \
+             encap = {encap}\n  mobike = {mobike}\n  dpd_delay = {dpd}s\n{ppk}  \
+             local {{ auth = {la_auth}\n{certs}   id = \"{li}\"\n  }}\n  remote {{ auth = {ra_auth}\n   id = \"{ri}\"\n  }}\n  \
              children {{ {name} {{\n   esp_proposals = {esp}\n   mode = {mode}\n{selectors}  }} }}\n }}\n",
             name = self.name,
             la = local_addrs,
@@ -156,6 +184,8 @@ impl Conn {
             mobike = yes_no(self.mobike),
             ra = self.remote.0,
             dpd = self.dpd_delay,
+            la_auth = self.local_auth,
+            ra_auth = self.remote_auth,
             li = self.local.1,
             ri = self.remote.1,
         )
@@ -171,17 +201,25 @@ pub fn psk(terminal: Node) -> String {
 fn swanctl_conf(conns: &[Conn]) -> String {
     let mut secrets: BTreeMap<(String, String), &str> = BTreeMap::new();
     for conn in conns {
-        if conn.certified {
-            continue;
+        if [&conn.local_auth, &conn.remote_auth].contains(&&"psk".to_owned()) {
+            secrets.insert((conn.local.1.clone(), conn.remote.1.clone()), &conn.psk);
         }
-        secrets.insert((conn.local.1.clone(), conn.remote.1.clone()), &conn.psk);
     }
+    let ppks: BTreeMap<&str, &str> = conns
+        .iter()
+        .filter_map(|conn| conn.ppk.as_ref().map(|(id, key)| (id.as_str(), key.as_str())))
+        .collect();
     let mut text = String::from("connections {\n");
     text.extend(conns.iter().map(Conn::text));
     text.push_str("}\nsecrets {\n");
     for (i, ((a, b), psk)) in secrets.iter().enumerate() {
         text.push_str(&format!(
-            " ike-{i} {{\n  id-1 = {a}\n  id-2 = {b}\n  secret = \"{psk}\"\n }}\n"
+            " ike-{i} {{\n  id-1 = \"{a}\"\n  id-2 = \"{b}\"\n  secret = \"{psk}\"\n }}\n"
+        ));
+    }
+    for (i, (id, secret)) in ppks.iter().enumerate() {
+        text.push_str(&format!(
+            " ppk-{i} {{\n  id = {id}\n  secret = \"{secret}\"\n }}\n"
         ));
     }
     text.push_str("}\n");

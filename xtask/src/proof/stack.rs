@@ -209,6 +209,9 @@ impl Stack {
         let ksub = random()?;
         let mut record = self.record(terminal, &ksub);
         (self.edit)(terminal, &mut record);
+        // What the terminal protects beside the peers of every lab; not part of the record.
+        let more = record.as_object_mut().and_then(|record| record.remove("protect"));
+        let more: Vec<String> = more.map_or(Ok(Vec::new()), serde_json::from_value)?;
         let file = format!("{}.subscriber.json", terminal.name());
         self.write_private(&file, &serde_json::to_string_pretty(&record)?)?;
         let file = self.path(&file).display().to_string();
@@ -221,7 +224,7 @@ impl Stack {
             .with_context(|| format!("handle {handle} is no number"))?;
         self.write_private(
             &format!("{}.toml", terminal.name()),
-            &self.terminal_config(terminal, handle, &ksub),
+            &self.terminal_config(terminal, handle, &ksub, &more),
         )?;
         self.secrets.push(ksub);
         self.secrets.push(psk(terminal).into_bytes());
@@ -275,13 +278,14 @@ impl Stack {
         })
     }
 
-    fn terminal_config(&self, terminal: Node, handle: u64, ksub: &[u8]) -> String {
+    fn terminal_config(&self, terminal: Node, handle: u64, ksub: &[u8], more: &[String]) -> String {
         let name = terminal.name();
         let other = if terminal == Node::Ta { Node::Tb } else { Node::Ta };
         let policies: String = [Node::Peer, other]
             .iter()
-            .flat_map(|peer| Family::ALL.map(|f| (peer.addr(f), f.host_bits())))
-            .map(|(peer, bits)| format!("\n[[policy]]\npeer = \"{peer}/{bits}\"\naction = \"protect\"\n"))
+            .flat_map(|peer| Family::ALL.map(|f| format!("{}/{}", peer.addr(f), f.host_bits())))
+            .chain(more.iter().cloned())
+            .map(|peer| format!("\n[[policy]]\npeer = \"{peer}\"\naction = \"protect\"\n"))
             .collect();
         let addresses = Family::ALL
             .map(|f| format!("{:?}", terminal.addr(f).to_string()))
