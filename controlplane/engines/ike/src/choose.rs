@@ -26,9 +26,9 @@ fn cipher_transform(cipher: SkCipher) -> Transform {
     }
 }
 
-/// Everything in `ours` as proposals of an SA payload. Additional key exchanges are for a first IKE SA, which has no
-/// SPI in its proposals: a rekeyed one inherits their strength through SK_d (RFC 9370 §2.2.4 allows for less).
-pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
+/// Everything in `ours` as proposals of an SA payload. Without `additional`, which is for rekeyings of an IKE SA that has
+/// none, what insists on an additional key exchange is left out, and so is the choice of one.
+pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8], additional: bool) -> Vec<Proposal> {
     let offer = |(index, proposal): (usize, &IkeProposal)| {
         let plain = |kind, id| Transform::new(kind, id);
         let mut transforms: Vec<_> = proposal
@@ -54,7 +54,7 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
                 .iter()
                 .map(|value| plain(TransformType::KE, value.number())),
         );
-        if spi.is_empty() {
+        if additional {
             let additional = proposal.additional.iter().map(|value| value.number());
             let none = proposal.additional_optional.then_some(NONE);
             transforms.extend(additional.chain(none).map(|id| plain(TransformType::ADDKE1, id)));
@@ -66,7 +66,15 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
             transforms,
         }
     };
-    ours.iter().take(255).enumerate().map(offer).collect()
+    let possible = |proposal: &&IkeProposal| {
+        additional || proposal.additional.is_empty() || proposal.additional_optional
+    };
+    ours.iter()
+        .filter(possible)
+        .take(255)
+        .enumerate()
+        .map(offer)
+        .collect()
 }
 
 /// Whether the list of one type holds `wanted`, attributes and all.
@@ -144,12 +152,10 @@ fn match_ike(ours: &IkeProposal, theirs: &Proposal, additional: Additional) -> O
 /// Whether an additional key exchange can follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Additional {
-    /// Both sides do IKE_INTERMEDIATE.
+    /// Both sides do IKE_INTERMEDIATE, or IKE_FOLLOWUP_KE in a rekeying.
     Possible,
     /// The other side does not: a policy that insists on one fails.
     Unsupported,
-    /// A rekeying, which does without.
-    Rekeying,
 }
 
 /// A chosen IKE suite, where it was found.
@@ -198,7 +204,7 @@ pub(crate) fn choose_first(
 
 /// As [`choose_first`], for a rekeyed IKE SA, whose SPIs have `spi_len` bytes.
 pub(crate) fn choose_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
-    choose(ours, theirs, spi_len, Additional::Rekeying)
+    choose(ours, theirs, spi_len, Additional::Possible)
 }
 
 fn choose(
@@ -239,9 +245,14 @@ pub(crate) fn accept_first(
 }
 
 /// As [`accept_first`], for a rekeyed IKE SA.
-pub(crate) fn accept_ike(ours: &[IkeProposal], theirs: &[Proposal], spi_len: usize) -> Option<ChosenIke> {
+pub(crate) fn accept_ike(
+    ours: &[IkeProposal],
+    theirs: &[Proposal],
+    spi_len: usize,
+    additional: Additional,
+) -> Option<ChosenIke> {
     single(theirs)?;
-    choose(ours, theirs, spi_len, Additional::Rekeying)
+    choose(ours, theirs, spi_len, additional)
 }
 
 fn esp_cipher(suite: EspSuite) -> Transform {
@@ -285,8 +296,10 @@ pub(crate) fn offer_esp(suites: &[EspSuite], esn: bool, spi: Spi) -> Vec<Proposa
 pub(crate) struct ChosenEsp {
     pub(crate) suite: EspSuite,
     pub(crate) esn: bool,
-    /// Group of an additional Diffie-Hellman exchange.
+    /// Group of a key exchange in CREATE_CHILD_SA.
     pub(crate) group: Option<DhGroup>,
+    /// Method of an additional key exchange after it.
+    pub(crate) additional: Option<DhGroup>,
     pub(crate) number: u8,
     /// SPI of packets to the other side.
     pub(crate) spi: Spi,
@@ -301,6 +314,10 @@ impl ChosenEsp {
                 .map(|group| Transform::new(TransformType::KE, group.number())),
         );
         transforms.push(Transform::new(TransformType::ESN, u16::from(self.esn)));
+        transforms.extend(
+            self.additional
+                .map(|method| Transform::new(TransformType::ADDKE1, method.number())),
+        );
         Proposal {
             number: self.number,
             protocol: Protocol::ESP,
@@ -310,9 +327,29 @@ impl ChosenEsp {
     }
 }
 
+/// The first of a type that we have.
+fn known_group(theirs: &Proposal, kind: TransformType) -> Option<DhGroup> {
+    theirs
+        .of(kind)
+        .find_map(|transform| DhGroup::from_number(transform.id).filter(|_| !transform.unknown_attribute))
+}
+
+/// The additional key exchange an ESP proposal asks for, which follows one in CREATE_CHILD_SA: `Some(None)` if none.
+fn additional_esp(theirs: &Proposal, group: Option<DhGroup>) -> Option<Option<DhGroup>> {
+    let (first, rest) = TransformType::ADDKE.split_first()?;
+    if !rest.iter().all(|kind| optional(theirs, *kind)) {
+        return None;
+    }
+    match known_group(theirs, *first).filter(|_| group.is_some()) {
+        Some(method) => Some(Some(method)),
+        None => optional(theirs, *first).then_some(None),
+    }
+}
+
 fn match_esp(suite: EspSuite, theirs: &Proposal, esn_wanted: bool, esn_possible: bool) -> Option<ChosenEsp> {
     use TransformType as T;
-    if theirs.protocol != Protocol::ESP || !only_types(theirs, &[T::ENCR, T::INTEG, T::KE, T::ESN]) {
+    let known = [&[T::ENCR, T::INTEG, T::KE, T::ESN][..], &T::ADDKE].concat();
+    if theirs.protocol != Protocol::ESP || !only_types(theirs, &known) {
         return None;
     }
     // SPIs below 256 are reserved (RFC 4303 §2.1).
@@ -329,16 +366,14 @@ fn match_esp(suite: EspSuite, theirs: &Proposal, esn_wanted: bool, esn_possible:
     let group = if optional(theirs, T::KE) {
         None
     } else {
-        Some(
-            theirs
-                .of(T::KE)
-                .find_map(|t| DhGroup::from_number(t.id).filter(|_| !t.unknown_attribute))?,
-        )
+        Some(known_group(theirs, T::KE)?)
     };
+    let additional = additional_esp(theirs, group)?;
     (short || long).then_some(ChosenEsp {
         suite,
         esn: long && (esn_wanted || !short),
         group,
+        additional,
         number: theirs.number,
         spi: Spi(spi),
     })
@@ -389,26 +424,29 @@ mod tests {
 
     #[test]
     fn our_order_decides_between_proposals() {
-        let mut theirs = offer_ike(&ours(), &[]);
+        let mut theirs = offer_ike(&ours(), &[], true);
         theirs.reverse();
         let chosen = choose_ike(&ours(), &theirs, 0).unwrap();
         assert_eq!((chosen.suite.group, chosen.number), (DhGroup::X25519, 1));
         let answer = [chosen.answer(&[])];
-        assert_eq!(accept_ike(&ours(), &answer, 0), Some(chosen));
+        assert_eq!(
+            accept_ike(&ours(), &answer, 0, Additional::Possible),
+            Some(chosen)
+        );
     }
 
     #[test]
     fn an_answer_with_two_transforms_of_a_type_is_refused() {
-        let mut answer = choose_ike(&ours(), &offer_ike(&ours(), &[]), 0)
+        let mut answer = choose_ike(&ours(), &offer_ike(&ours(), &[], true), 0)
             .unwrap()
             .answer(&[]);
         answer.transforms.push(Transform::new(TransformType::KE, 14));
-        assert_eq!(accept_ike(&ours(), &[answer], 0), None);
+        assert_eq!(accept_ike(&ours(), &[answer], 0, Additional::Possible), None);
     }
 
     #[test]
     fn unknown_transform_types_and_attributes_are_not_chosen() {
-        let mut theirs = offer_ike(&ours()[..1], &[]);
+        let mut theirs = offer_ike(&ours()[..1], &[], true);
         theirs[0].transforms.push(Transform::new(TransformType(6), 36));
         assert_eq!(
             choose_ike(&ours(), &theirs, 0),
@@ -421,7 +459,7 @@ mod tests {
         assert!(choose_ike(&ours(), &theirs, 0).is_some(), "which need not be");
         theirs[0].transforms.push(Transform::new(TransformType(13), 1));
         assert_eq!(choose_ike(&ours(), &theirs, 0), None);
-        let mut theirs = offer_ike(&ours()[..1], &[]);
+        let mut theirs = offer_ike(&ours()[..1], &[], true);
         theirs[0].transforms[0].unknown_attribute = true;
         assert_eq!(choose_ike(&ours(), &theirs, 0), None);
     }
@@ -446,7 +484,7 @@ mod tests {
             (&must, &may, Additional::Unsupported, None),
             (&may, &must, Additional::Unsupported, None),
         ] {
-            let offer = offer_ike(theirs, &[]);
+            let offer = offer_ike(theirs, &[], true);
             let chosen = choose_first(ours, &offer, additional);
             assert_eq!(
                 chosen.as_ref().map(|chosen| chosen.suite.additional),
@@ -458,9 +496,14 @@ mod tests {
                 assert_eq!(accept_first(theirs, &answer, additional), Some(chosen));
             }
         }
-        // A rekeyed IKE SA does without.
-        let offer = offer_ike(&must, &[7; 8]);
-        assert_eq!(choose_ike(&must, &offer, 8).unwrap().suite.additional, None);
+        // A rekeyed IKE SA has one again, unless there was none before.
+        let both = [&must[..], &may].concat();
+        for (additional, expected) in [(true, Some(DhGroup::MlKem768)), (false, None)] {
+            let offer = offer_ike(&both, &[7; 8], additional);
+            assert_eq!(offer.len(), if additional { 2 } else { 1 });
+            assert_eq!(choose_ike(&may, &offer, 8).unwrap().suite.additional, expected);
+        }
+        assert_eq!(choose_ike(&must, &offer_ike(&may, &[7; 8], false), 8), None);
     }
 
     #[test]

@@ -120,6 +120,9 @@ pub struct Config {
     /// Age at which an IKE SA of ours is authenticated anew, its successor established before it is deleted; `None`
     /// never.
     pub reauth_after: Option<Duration>,
+    /// How long a rekeying of the peer's may pause before its additional key exchange (RFC 9370 §2.2.4 suggests 5 to 20
+    /// seconds); then what was agreed on is forgotten.
+    pub followup_within: Duration,
 }
 
 impl Default for Config {
@@ -156,6 +159,7 @@ impl Default for Config {
             mobike: false,
             danger_export_keys: false,
             reauth_after: None,
+            followup_within: Duration::from_secs(20),
         }
     }
 }
@@ -234,6 +238,8 @@ pub enum Timer {
     Ready,
     /// The IKE SA is to be authenticated anew.
     Reauthenticate,
+    /// A rekeying that the peer did not go on with is forgotten.
+    FollowUp,
 }
 
 impl Timer {
@@ -251,5 +257,6 @@ impl Timer {
         Self::Linger,
         Self::Ready,
         Self::Reauthenticate,
+        Self::FollowUp,
     ];
 }

@@ -1,8 +1,10 @@
 //! Key derivation against NIST's values for SP 800-135 (IKEv2).
 //!
 //! The first set has the inputs of CAVP's `ikev2.rsp` and the SHA2-256 values OpenSSL's own tests know for them
-//! (`evpkdf_ikev2.txt`); the second is ACVP's, `kdf-components-ikev2-1.0`, group 7, case 121, as quoted there. A KDF
-//! gives a stream: of long outputs as many bytes are compared as the keys of a suite take.
+//! (`evpkdf_ikev2.txt`); the second is ACVP's, `kdf-components-ikev2-1.0`, group 7, case 121, as quoted there. Those for
+//! SHA2-384 and SHA2-512 are the samples of CAVP's `ikev2.rsp` in NSS's tests (`ike-sha384-vectors.h`,
+//! `ike-sha512-vectors.h`, numbers 6 to 9). A KDF gives a stream: of long outputs as many bytes are compared as the keys
+//! of a suite take, or as the vector has.
 
 use alloc::vec::Vec;
 
@@ -11,7 +13,7 @@ use towpath_base::ids::IkeSpi;
 use towpath_base::sa::EspSuite;
 use towpath_crypto::IkeCrypto;
 
-use crate::keys::{IkeKeys, Inputs};
+use crate::keys::{IkeKeys, Inputs, Keying};
 use crate::proposal::{IkeProposal, IkeSuite};
 
 const NI: &str = "3651fef5c9c35e93";
@@ -68,6 +70,56 @@ CDDD59534E22D7306C94D07D5C14FAD33E58838E02C7A8FA9C421F66FB72E51B553BC4798039DC7D
 2326B81DDDE622818BFA1B413BD02817F3AADD4DC43DFD64AC1EC3F072088E972D871E1100A0C23EC40484A456858899\
 73984A17E8E081D0E80C91267D152E6B258C18525124FD26";
 
+/// One sample: an IKE SA and its rekeying.
+struct Sample {
+    prf: &'static str,
+    ni: &'static str,
+    nr: &'static str,
+    spis: (u64, u64),
+    shared: &'static str,
+    skeyseed: &'static str,
+    dkm: &'static str,
+    shared_new: &'static str,
+    skeyseed_new: &'static str,
+}
+
+const SAMPLES: [Sample; 2] = [
+    Sample {
+        prf: "prfsha384",
+        ni: "fd1b572a8e735591",
+        nr: "6013b0ef88dacd3d",
+        spis: (0x2116_ad07_ce61_f749, 0x2488_0e55_f11a_65b7),
+        shared: "d3288cd87565101e88fe3bad918f31939d8dd26ff1071f8b2d7f447524e58d7c",
+        skeyseed: "\
+69fe7a1ac94adaeb711295f5fe004b1a8d6a0b65d05692758ce8ad2f7a45f59d7d0b596f51f7dfcf3330061888f6a94f",
+        dkm: "\
+4f904c2025c90c817ea5ff9b662a6fdb445a73b57cdf09eacd379b95e1f03cacb04cd6deeda4f952191dd9bc1f7a9502\
+471a648d74dc06d38112de48a42501f6b1a3ad55c2099cd9a648e5f17e5bf3e34bf9b5953decb768a34f875fe2b78dca\
+0c2fcca81ec1a412006dfaed38fa06882e61f4c148105fb8e231fdb33c4d484c001721d4",
+        shared_new: "3358f620539473aee8d07e779764c4c6a9aabddc79a28e136b3bac021dbde44a",
+        skeyseed_new: "\
+e0548c1682e13bce454026b3b1bdf42985b24e4e7408095a7c529de38c3d1fcb04c9fe6868042a34c9614c6c99e3fcea",
+    },
+    Sample {
+        prf: "prfsha512",
+        ni: "97c41a9b0a03e74c",
+        nr: "a659fd06e1746600",
+        spis: (0xff43_c5c6_89b9_5481, 0xe2ba_607f_3007_9bb7),
+        shared: "276255c3eaace5c6db32b609aa86c0ef07bba4bf2dc4c262995efd95ca607c3f",
+        skeyseed: "\
+d6e74966b75fd2afab48be319d63d97c8a5d2ffe2e320763a462c664b36c3a944067d867c3a55fd8a7e5cca64b22e244\
+15987e15549f09a81b455adaa5303df8",
+        dkm: "\
+22259105314717dc73c210919ee9cb3ded774dc087e866aa3960404c0ed7b8e78e79b993888388e2e5cb238d4bfcb4cd\
+ee9da074a26e329d6c2f2f660cc9c711c941a2fb3d85a2e5d01e579c8f2c9d00fa6fabe76a137b00c7ff1b2918999065\
+88c26f073d819063238c4c844f0f8d221b65b76dbc9ed6f6368e5dba86b3e81b60eb44a1",
+        shared_new: "bb4015f7727b35532021336a9e4a6370ac8729b01fbb8f15d52236820fac4709",
+        skeyseed_new: "\
+ecdaf3ccb990abc898a453b03fd56f9975275f150e1e571b0560b3cb2ee67289e82b899cdc2129fd821fe8aebea796f1\
+90765c25798f5883f923526551f16a4b",
+    },
+];
+
 fn bytes(hex: &str) -> Vec<u8> {
     assert!(hex.len().is_multiple_of(2));
     let pairs = (0..hex.len()).step_by(2);
@@ -77,7 +129,12 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 fn suite() -> IkeSuite {
-    let proposal: IkeProposal = "aes256gcm16-prfsha256-modp2048".parse().unwrap();
+    suite_of("prfsha256")
+}
+
+fn suite_of(prf: &str) -> IkeSuite {
+    let text = ["aes256gcm16", prf, "modp2048"].join("-");
+    let proposal: IkeProposal = text.parse().unwrap();
     IkeSuite {
         cipher: proposal.ciphers[0],
         integrity: None,
@@ -130,7 +187,7 @@ fn an_ike_sa_and_its_rekeying_derive_what_sp_800_135_says() {
         ni: &ni,
         nr: &nr,
     };
-    let rekeyed = keys.rekeyed(&IkeCrypto, suite(), &new, inputs).unwrap();
+    let rekeyed = keys.rekeyed(&IkeCrypto, suite(), &new, None, inputs).unwrap();
     let (spi_i, spi_r) = (SPIS.1.to_be_bytes(), SPIS.0.to_be_bytes());
     let parts = [&ni[..], &nr, &spi_i, &spi_r];
     let expected = IkeCrypto.prf_plus(Prf::HmacSha256, &bytes(SKEYSEED_NEW), &parts, 168);
@@ -150,10 +207,38 @@ fn child_sas_derive_what_sp_800_135_says() {
     let keys = first((&ni, &nr), SPIS, SHARED);
     let new = Secret::new(bytes(SHARED_NEW));
     for (shared, expected) in [(None, DKM_CHILD), (Some(&new), DKM_CHILD_NEW)] {
-        let (out, back) = keys
-            .keymat(&IkeCrypto, EspSuite::Aes256Gcm16, shared, &ni, &nr)
-            .unwrap();
+        let keying = Keying {
+            ni: &ni,
+            nr: &nr,
+            shared,
+            additional: None,
+        };
+        let (out, back) = keys.keymat(&IkeCrypto, EspSuite::Aes256Gcm16, &keying).unwrap();
         let both = [out.cipher.expose(), back.cipher.expose()].concat();
         assert_eq!(both, bytes(expected)[..72]);
+    }
+}
+
+#[test]
+fn the_longer_hashes_derive_what_sp_800_135_says() {
+    for sample in &SAMPLES {
+        let (ni, nr) = (bytes(sample.ni), bytes(sample.nr));
+        let suite = suite_of(sample.prf);
+        let nonces = [&ni[..], &nr].concat();
+        let shared = Secret::new(bytes(sample.shared));
+        let seed = IkeCrypto.prf(suite.prf, &nonces, &[shared.expose()]);
+        assert_eq!(seed.expose(), bytes(sample.skeyseed), "{}", sample.prf);
+        let inputs = Inputs {
+            spi_i: IkeSpi(sample.spis.0),
+            spi_r: IkeSpi(sample.spis.1),
+            ni: &ni,
+            nr: &nr,
+        };
+        let keys = IkeKeys::first(&IkeCrypto, suite, &shared, inputs).unwrap();
+        let expected = bytes(sample.dkm);
+        assert_eq!(stream(&keys)[..expected.len()], expected, "{}", sample.prf);
+        let new = bytes(sample.shared_new);
+        let seed = IkeCrypto.prf(suite.prf, keys.sk_d.expose(), &[&new, &ni, &nr]);
+        assert_eq!(seed.expose(), bytes(sample.skeyseed_new), "{}", sample.prf);
     }
 }

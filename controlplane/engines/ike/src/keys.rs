@@ -21,6 +21,21 @@ pub(crate) struct Inputs<'a> {
     pub(crate) nr: &'a [u8],
 }
 
+/// What keying material of a CHILD SA is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keying<'a> {
+    pub(crate) ni: &'a [u8],
+    pub(crate) nr: &'a [u8],
+    /// Of a key exchange in CREATE_CHILD_SA.
+    pub(crate) shared: Option<&'a Secret>,
+    /// Of the IKE_FOLLOWUP_KE exchange after it.
+    pub(crate) additional: Option<&'a Secret>,
+}
+
+fn expose<'a>(secret: Option<&'a Secret>) -> &'a [u8] {
+    secret.map_or(&[], Secret::expose)
+}
+
 /// The keys of one IKE SA.
 #[derive(Debug, Clone)]
 pub(crate) struct IkeKeys {
@@ -54,16 +69,18 @@ impl IkeKeys {
         Self::expand(keygen, suite, &seed, inputs)
     }
 
-    /// SKEYSEED = prf(SK_d of the old SA, g^ir | Ni | Nr), by the old SA's PRF (RFC 7296 §2.18). An additional key
-    /// exchange before AUTH derives likewise, from SK_d as it was (RFC 9370 §2.2.2).
+    /// SKEYSEED = prf(SK_d of the old SA, g^ir | Ni | Nr | additional), by the old SA's PRF (RFC 7296 §2.18), where
+    /// `additional` is the secret of an IKE_FOLLOWUP_KE exchange (RFC 9370 §2.2.4). An additional key exchange before AUTH
+    /// derives likewise, from SK_d as it was and its own secret alone (RFC 9370 §2.2.2).
     pub(crate) fn rekeyed<K: KeyGenerator>(
         &self,
         keygen: &K,
         suite: IkeSuite,
         shared: &Secret,
+        additional: Option<&Secret>,
         inputs: Inputs<'_>,
     ) -> Option<Self> {
-        let parts = [shared.expose(), inputs.ni, inputs.nr];
+        let parts = [shared.expose(), inputs.ni, inputs.nr, expose(additional)];
         let seed = keygen.prf(self.suite.prf, self.sk_d.expose(), &parts);
         Self::expand(keygen, suite, &seed, inputs)
     }
@@ -141,18 +158,21 @@ impl IkeKeys {
         })
     }
 
-    /// KEYMAT = prf+(SK_d, [g^ir] | Ni | Nr): keys from the exchange's initiator to its responder, then back
-    /// (RFC 7296 §2.17).
+    /// KEYMAT = prf+(SK_d, [g^ir] | Ni | Nr | [additional]): keys from the exchange's initiator to its responder, then back
+    /// (RFC 7296 §2.17, RFC 9370 §2.2.4).
     pub(crate) fn keymat<K: KeyGenerator>(
         &self,
         keygen: &K,
         suite: EspSuite,
-        shared: Option<&Secret>,
-        ni: &[u8],
-        nr: &[u8],
+        keying: &Keying<'_>,
     ) -> Option<(EspKeys, EspKeys)> {
         let len = suite.key_material_len();
-        let parts = [shared.map_or(&[][..], Secret::expose), ni, nr];
+        let parts = [
+            expose(keying.shared),
+            keying.ni,
+            keying.nr,
+            expose(keying.additional),
+        ];
         let stream = keygen.prf_plus(self.suite.prf, self.sk_d.expose(), &parts, 2 * len);
         let (to_responder, to_initiator) = stream.expose().split_at_checked(len)?;
         Some((
@@ -197,6 +217,15 @@ mod tests {
         (keys, ni, nr, shared)
     }
 
+    fn keying<'a>(ni: &'a [u8], nr: &'a [u8], shared: Option<&'a Secret>) -> Keying<'a> {
+        Keying {
+            ni,
+            nr,
+            shared,
+            additional: None,
+        }
+    }
+
     fn inputs<'a>(ni: &'a [u8], nr: &'a [u8]) -> Inputs<'a> {
         Inputs {
             spi_i: IkeSpi(0x0102_0304_0506_0708),
@@ -233,7 +262,7 @@ mod tests {
             "db75d2fb0c82641ce5d9820ff3c930f17a20047fffe7a7a4e8c360cb6b5d19e7"
         );
         let child = keys
-            .keymat(&IkeCrypto, EspSuite::Aes256Gcm16, None, &ni, &nr)
+            .keymat(&IkeCrypto, EspSuite::Aes256Gcm16, &keying(&ni, &nr, None))
             .unwrap();
         assert_eq!(
             hex(child.0.cipher.expose()) + &hex(child.1.cipher.expose()),
@@ -260,7 +289,11 @@ mod tests {
         );
         // With an additional key exchange.
         let child = keys
-            .keymat(&IkeCrypto, EspSuite::Aes128CbcSha256, Some(&shared), &ni, &nr)
+            .keymat(
+                &IkeCrypto,
+                EspSuite::Aes128CbcSha256,
+                &keying(&ni, &nr, Some(&shared)),
+            )
             .unwrap();
         let parts = [
             &child.0.cipher,
@@ -278,11 +311,33 @@ mod tests {
         // Rekeyed to another suite: SKEYSEED by the old PRF, the rest by the new one.
         let (gcm, ..) = derive("aes256gcm16-prfsha256-x25519");
         let rekeyed = keys
-            .rekeyed(&IkeCrypto, gcm.suite, &shared, inputs(&ni, &nr))
+            .rekeyed(&IkeCrypto, gcm.suite, &shared, None, inputs(&ni, &nr))
             .unwrap();
         assert_eq!(
             hex(rekeyed.sk_d.expose()),
             "1dd6228284f0c2c888a0515f7b56105ff5ae9d3790249b156e64d0eb5178389f"
         );
+    }
+
+    /// RFC 9370 §2.2.4: what the additional key exchange brought goes in last.
+    #[test]
+    fn an_additional_secret_goes_behind_the_nonces() {
+        let (keys, ni, nr, shared) = derive("aes256gcm16-prfsha384-x25519");
+        let more = Secret::new(range(0xa0));
+        let prf = keys.suite.prf;
+        let rekeyed = keys
+            .rekeyed(&IkeCrypto, keys.suite, &shared, Some(&more), inputs(&ni, &nr))
+            .unwrap();
+        let parts = [shared.expose(), &ni, &nr, more.expose()];
+        let seed = IkeCrypto.prf(prf, keys.sk_d.expose(), &parts);
+        let expected = IkeKeys::expand(&IkeCrypto, keys.suite, &seed, inputs(&ni, &nr)).unwrap();
+        assert_eq!(hex(rekeyed.sk_d.expose()), hex(expected.sk_d.expose()));
+        let with = Keying {
+            additional: Some(&more),
+            ..keying(&ni, &nr, Some(&shared))
+        };
+        let (out, _) = keys.keymat(&IkeCrypto, EspSuite::Aes256Gcm16, &with).unwrap();
+        let stream = IkeCrypto.prf_plus(prf, keys.sk_d.expose(), &parts, 32);
+        assert_eq!(hex(out.cipher.expose())[..64], hex(stream.expose()));
     }
 }

@@ -14,19 +14,43 @@
 //! initiator's nonce, which both sides compute alike; otherwise the older one, because a peer that starts anew
 //! may have lost it.
 //!
-//! All of this is about one lane: what [`Endpoint::initiate_beside`] started in another is wanted beside the rest.
+//! All of this is about one purpose. What [`Endpoint::initiate_beside`] started in another lane is wanted beside the rest; the
+//! other side tells it by its selectors, which name other protocols or ports.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
+use towpath_base::selector::TrafficSelector;
 use towpath_common::DropReason;
 
 use super::Endpoint;
 use crate::command::{Command, FailReason, Role};
 use crate::config::IkeSaId;
-use crate::sa::State;
+use crate::sa::{IkeSa, State};
+
+/// Protocols and ports of the newest CHILD SA, either side.
+fn traffic<P>(sa: &IkeSa<P>) -> Option<(Vec<Ports>, Vec<Ports>)> {
+    let child = sa.children.iter().rev().find(|child| !child.deleting)?;
+    let of = |side: &[TrafficSelector]| {
+        side.iter()
+            .map(|ts| (ts.protocol, ts.first_port, ts.last_port))
+            .collect()
+    };
+    Some((of(&child.local_ts), of(&child.remote_ts)))
+}
+
+type Ports = (u8, u16, u16);
+
+/// Whether one of the two is enough.
+fn same_purpose<P>(new: &IkeSa<P>, other: &IkeSa<P>) -> bool {
+    // An attempt has no selectors yet.
+    let alike = traffic(new)
+        .zip(traffic(other))
+        .is_none_or(|(new, other)| new == other);
+    new.lane == other.lane && alike
+}
 
 impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// Names of the SAs between two addresses, in order.
@@ -81,7 +105,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         let (Some(new), Some(other)) = (self.sas.get(&id), self.sas.get(&other_id)) else {
             return;
         };
-        if new.children.is_empty() || new.lane != other.lane {
+        if new.children.is_empty() || !same_purpose(new, other) {
             return;
         }
         match other.state {

@@ -27,7 +27,7 @@ use towpath_common::DropReason;
 use crate::command::{Command, FailReason, IkeSaInfo, IkeSaKeys, Role, Transmit};
 use crate::config::{BudgetId, Config, IkeSaId, Initiate, Policy, Timer};
 use crate::sa::{IkeSa, Path, Sa, State, fire, pump, receive};
-use crate::tasks::{Task, ike_init};
+use crate::tasks::{Task, forget, ike_init};
 use crate::wire::{ExchangeType, Header};
 use bucket::Bucket;
 use budget::Budgets;
@@ -424,6 +424,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         {
             task.abandon(&mut self.core, sa.local.ip());
         }
+        forget(&mut sa, &mut self.core, |_| true);
         self.budgets.count(sa.budget, false);
         if let Some((at, timer)) = sa.scheduled.take() {
             self.timers.remove(&(at, timer, id));

@@ -292,7 +292,7 @@ fn ike_rekey_request() -> Vec<Payload<'static>> {
     let group = DhGroup::X25519;
     let (_, public) = IkeCrypto.initiate(group, &mut SeededRng::new(5)).unwrap();
     vec![
-        Payload::Sa(offer_ike(&policy().ike_proposals, &[9; 8])),
+        Payload::Sa(offer_ike(&policy().ike_proposals, &[9; 8], true)),
         Payload::Nonce(vec![7; 32].into()),
         Payload::Ke {
             group: group.number(),

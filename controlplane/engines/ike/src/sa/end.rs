@@ -7,6 +7,7 @@ use towpath_base::ids::Spi;
 use super::{IkeSa, State};
 use crate::command::{Command, FailReason};
 use crate::endpoint::Core;
+use crate::tasks::forget;
 
 impl<P> IkeSa<P> {
     /// Takes a CHILD SA out and tells the owner.
@@ -85,6 +86,7 @@ impl<P> IkeSa<P> {
         {
             task.abandon(core, self.local.ip());
         }
+        forget(self, core, |_| true);
         self.init = None;
         self.redundant_at = None;
         self.rekey_at = None;

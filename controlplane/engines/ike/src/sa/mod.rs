@@ -21,7 +21,7 @@ use crate::command::{IkeSaInfo, IkeState, Role};
 use crate::config::{BudgetId, IkeSaId, Policy, Timer};
 use crate::fragment::Fragments;
 use crate::keys::IkeKeys;
-use crate::tasks::Task;
+use crate::tasks::{Awaited, Task};
 
 pub(crate) use receive::{Path, receive};
 pub(crate) use send::{answer, pump, release, say_once};
@@ -150,8 +150,8 @@ pub(crate) struct Withheld {
 /// The peer's rekeying of this IKE SA, answered while ours was on its way (RFC 7296 §2.25.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rival {
-    /// The IKE SA it made.
-    pub(crate) heir: IkeSaId,
+    /// The IKE SA it made; none yet while an additional key exchange is to come.
+    pub(crate) heir: Option<IkeSaId>,
     /// The lower of its two nonces.
     pub(crate) lowest: Vec<u8>,
 }
@@ -230,6 +230,10 @@ pub(crate) struct IkeSa<P> {
     /// Made by a rekeying that has not won: the owner does not know of it.
     pub(crate) silent: bool,
     pub(crate) fragments: Fragments,
+    /// Rekeyings of the peer's whose additional key exchange is to come.
+    pub(crate) followups: Vec<Awaited>,
+    /// Rekeyings of ours in a row that the peer forgot before theirs.
+    pub(crate) forgotten: u8,
 }
 
 impl<P> IkeSa<P> {
@@ -291,6 +295,8 @@ impl<P> IkeSa<P> {
             budget: BudgetId::default(),
             silent: false,
             fragments: Fragments::default(),
+            followups: Vec::new(),
+            forgotten: 0,
         }
     }
 

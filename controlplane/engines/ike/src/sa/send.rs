@@ -11,7 +11,7 @@ use crate::command::{FailReason, Role};
 use crate::endpoint::Core;
 use crate::fragment::Place;
 use crate::protect::{Inside, protect, protected_len};
-use crate::tasks::{Task, intermediate};
+use crate::tasks::{Awaited, Task, intermediate};
 use crate::wire::{ExchangeType, Header, Payload, PayloadType, encode_message, encode_payloads};
 
 impl<P> super::IkeSa<P> {
@@ -38,8 +38,14 @@ impl<P> super::IkeSa<P> {
     fn may_start(&self, now: Instant) -> bool {
         let held = self.hold_until.is_some_and(|until| now < until);
         let auth_next = matches!(self.queue.front(), Some(Task::IkeAuth { .. }));
+        // The peer is replacing the IKE SA: what would be made here waits for the new one (RFC 7296 §2.25.2).
+        let waits = self.followups.iter().any(Awaited::is_ike)
+            && !matches!(
+                self.queue.front(),
+                Some(Task::DeleteIke { .. } | Task::Dpd | Task::Mobike(_))
+            );
         let busy = self.outstanding.is_some() || self.is_closed() || self.moving;
-        !(busy || held && auth_next)
+        !(busy || waits || held && auth_next)
     }
 }
 

@@ -10,7 +10,7 @@ use super::{IkeSa, Sa, State};
 use crate::command::{Command, FailReason};
 use crate::config::{Config, Timer};
 use crate::endpoint::{Core, Effect};
-use crate::tasks::Task;
+use crate::tasks::{Task, forget};
 
 /// A rekeying that the peer put off is tried again after this, plus up to as much again.
 const RETRY_REKEY: Duration = Duration::from_secs(5);
@@ -59,6 +59,10 @@ impl<P> IkeSa<P> {
             (self.reauth_at.filter(|_| established), Timer::Reauthenticate),
             (self.withheld.map(|withheld| withheld.due), Timer::Ready),
             (child(|child| child.delete_at), Timer::Ready),
+            (
+                self.followups.iter().map(|awaited| awaited.due).min(),
+                Timer::FollowUp,
+            ),
         ]
         .into_iter()
         .filter_map(|(at, timer)| Some((at?, timer)))
@@ -125,6 +129,7 @@ pub(crate) fn fire<K: KeyGenerator, R: Rng>(
             }
             delete_replaced(sa, |child| child.delete_at.is_some_and(|at| at <= now));
         }
+        Timer::FollowUp => forget(sa, core, |awaited| awaited.due <= now),
         // The endpoint removes it.
         Timer::Linger => {}
     }

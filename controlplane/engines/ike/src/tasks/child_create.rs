@@ -1,22 +1,25 @@
 //! A CHILD SA comes about (RFC 7296 §1.2, §1.3.1): in IKE_AUTH, or by CREATE_CHILD_SA.
 
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
 
 use towpath_base::Instant;
-use towpath_base::crypto::{DhGroup, KeyGenerator, Rng, Secret};
+use towpath_base::crypto::{DhGroup, KeyGenerator, Rng};
 use towpath_base::ids::Spi;
 use towpath_base::profile::IkeId;
 use towpath_base::sa::{ChildSa, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
 
+use super::followup::{Of, wait_for};
 use super::{Parts, Task};
 use crate::choose::{ChosenEsp, accept_esp, choose_esp, narrow, offer_esp};
 use crate::command::{Command, FailReason, Role};
 use crate::config::Policy;
 use crate::endpoint::Core;
+pub(super) use crate::keys::Keying;
 use crate::sa::{Child, Sa, State, Withheld, answer};
 use crate::wire::{Header, NotifyType, Payload, Protocol};
 
@@ -31,14 +34,6 @@ pub(super) struct Agreement {
     remote_ts: Vec<TrafficSelector>,
     /// Our side and the peer's as the peer wrote them.
     answer_ts: (Vec<TrafficSelector>, Vec<TrafficSelector>),
-}
-
-/// What keying material is made of.
-pub(super) struct Keying<'a> {
-    pub(super) ni: &'a [u8],
-    pub(super) nr: &'a [u8],
-    /// Of an additional key exchange.
-    pub(super) shared: Option<&'a Secret>,
 }
 
 /// The policy's selectors of both sides, addresses filled in.
@@ -84,9 +79,14 @@ pub(super) fn notifies(mode: Mode) -> Vec<Payload<'static>> {
 }
 
 impl Agreement {
-    /// Group of the additional key exchange.
+    /// Group of the key exchange.
     pub(super) const fn group(&self) -> Option<DhGroup> {
         self.chosen.group
+    }
+
+    /// Method of the additional key exchange.
+    pub(super) const fn additional(&self) -> Option<DhGroup> {
+        self.chosen.additional
     }
 
     /// The CHILD SA, without limits in time.
@@ -115,15 +115,17 @@ pub(super) fn accept<P>(
     parts: &Parts<'_>,
     only: Option<&Child>,
 ) -> Result<Agreement, FailReason> {
-    accept_rekeyed(sa, parts, only, None)
+    accept_rekeyed(sa, parts, only, None, None)
 }
 
-/// As [`accept`], with the group of the key exchange that was offered along, which the peer may leave out.
+/// As [`accept`], with the group of the key exchange and the method of an additional one that were offered along, which
+/// the peer may leave out.
 pub(super) fn accept_rekeyed<P>(
     sa: &crate::sa::IkeSa<P>,
     parts: &Parts<'_>,
     only: Option<&Child>,
     group: Option<DhGroup>,
+    additional: Option<DhGroup>,
 ) -> Result<Agreement, FailReason> {
     let policy = sa.policy.as_ref().ok_or(FailReason::ProtocolError)?;
     let (Some(proposals), Some(ts_i), Some(ts_r)) = (parts.sa, parts.ts_i, parts.ts_r) else {
@@ -136,6 +138,7 @@ pub(super) fn accept_rekeyed<P>(
     };
     let chosen = accept_esp(&policy.esp_suites, policy.esn, proposals)
         .filter(|chosen| chosen.group.is_none() || chosen.group == group)
+        .filter(|chosen| chosen.additional.is_none() || chosen.additional == additional)
         .ok_or(FailReason::ProtocolError)?;
     let (local_ts, remote_ts) = match only {
         Some(child) => (child.local_ts.clone(), child.remote_ts.clone()),
@@ -267,7 +270,7 @@ pub(super) fn install<K: KeyGenerator, R: Rng>(
         .ok_or(FailReason::ProtocolError)?;
     let suite = agreement.chosen.suite;
     let (to_responder, to_initiator) = keys
-        .keymat(&core.keygen, suite, keying.shared, keying.ni, keying.nr)
+        .keymat(&core.keygen, suite, keying)
         .ok_or(FailReason::ProtocolError)?;
     let (keys_in, keys_out) = match role {
         Role::Initiator => (to_initiator, to_responder),
@@ -319,18 +322,24 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
 ) -> Result<(), Payload<'static>> {
     let refusal = |kind| Payload::notify(kind, &[][..]);
     // RFC 7296 §2.25.2: not while the IKE SA itself is being rekeyed.
-    let moving = matches!(
-        sa.outstanding.as_ref().map(|out| &out.task),
-        Some(Task::IkeRekey(_))
-    );
+    let under_way = sa.outstanding.as_ref().map(|out| &out.task);
+    let moving = matches!(under_way, Some(Task::IkeRekey(_)));
+    let following = match under_way {
+        Some(Task::ChildRekey(ours)) if ours.follows() => Some(ours.old()),
+        _ => None,
+    };
     if sa.state != State::Established || moving || sa.rival.is_some() {
         return Err(refusal(NotifyType::TEMPORARY_FAILURE));
     }
-    if sa.children.len() >= MAX_CHILDREN {
+    if sa.children.len() + sa.followups.len() >= MAX_CHILDREN {
         return Err(refusal(NotifyType::NO_ADDITIONAL_SAS));
     }
     let ni = parts.nonce.ok_or(refusal(NotifyType::INVALID_SYNTAX))?;
     let replaces = replaced(sa, parts)?;
+    if following.is_some() && following == replaces {
+        // Ours is decided, and in the middle of its key exchanges (RFC 9370 §2.2.4).
+        return Err(refusal(NotifyType::TEMPORARY_FAILURE));
+    }
     let agreement = choose(sa, parts, true, replaces.and_then(|spi_in| sa.child(spi_in))).map_err(refusal)?;
     let exchanged = match (agreement.chosen.group, parts.ke) {
         (None, _) => None,
@@ -357,31 +366,70 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
             },
         );
     }
+    let shared = exchanged.map(|(_, shared)| shared);
+    if let (Some(method), Some(shared)) = (agreement.additional(), shared.clone()) {
+        if let Some(old) = replaces {
+            crossed(sa, old, spi, (ni, &nr));
+        }
+        let of = Of::Child {
+            agreement: Box::new(agreement),
+            spi,
+            replaces,
+        };
+        payloads.push(wait_for(sa, core, now, method, (ni, &nr, shared), of));
+        answer(sa, core, header.exchange, header.message_id, &payloads);
+        return Ok(());
+    }
     let keying = Keying {
         ni,
         nr: &nr,
-        shared: exchanged.as_ref().map(|(_, shared)| shared),
+        shared: shared.as_ref(),
+        additional: None,
     };
-    if install(sa, core, now, agreement, spi, Role::Responder, &keying, replaces).is_err() {
-        core.release_esp_spi(sa.local.ip(), spi);
-        return Err(refusal(NotifyType::NO_PROPOSAL_CHOSEN));
+    complete(
+        sa, core, now, header, agreement, spi, replaces, &keying, &payloads,
+    )
+}
+
+/// Tells a rekeying of ours that the peer makes one of the same CHILD SA.
+fn crossed<P>(sa: &mut crate::sa::IkeSa<P>, old: Spi, spi_in: Spi, nonces: (&[u8], &[u8])) {
+    if let Some(out) = sa.outstanding.as_mut()
+        && let Task::ChildRekey(ours) = &mut out.task
+    {
+        ours.crossed(old, spi_in, nonces.0, nonces.1);
     }
-    if let Some(old) = replaces.and_then(|spi_in| sa.child_mut(spi_in)) {
+}
+
+/// Makes what the peer asked for, with the last message of its series.
+pub(super) fn complete<K: KeyGenerator, R: Rng>(
+    sa: &mut Sa<K>,
+    core: &mut Core<K, R>,
+    now: Instant,
+    header: &Header,
+    agreement: Agreement,
+    spi: Spi,
+    replaces: Option<Spi>,
+    keying: &Keying<'_>,
+    payloads: &[Payload<'_>],
+) -> Result<(), Payload<'static>> {
+    if install(sa, core, now, agreement, spi, Role::Responder, keying, replaces).is_err() {
+        core.release_esp_spi(sa.local.ip(), spi);
+        return Err(Payload::notify(NotifyType::NO_PROPOSAL_CHOSEN, &[][..]));
+    }
+    if let Some(old) = replaces
+        && let Some(child) = sa.child_mut(old)
+    {
         // The peer deletes it (RFC 7296 §2.8); should it forget, the hard limit does.
-        old.replaced = true;
-        old.soft_at = None;
-        if let Some(out) = sa.outstanding.as_mut()
-            && let (Task::ChildRekey(ours), Some(old)) = (&mut out.task, replaces)
-        {
-            ours.crossed(old, spi, ni, &nr);
-        }
+        child.replaced = true;
+        child.soft_at = None;
+        crossed(sa, old, spi, (keying.ni, keying.nr));
         let wait = core.config.ready_within;
         sa.withheld = (!wait.is_zero()).then_some(Withheld {
             spi_in: spi,
             due: now + wait,
         });
     }
-    answer(sa, core, header.exchange, header.message_id, &payloads);
+    answer(sa, core, header.exchange, header.message_id, payloads);
     Ok(())
 }
 

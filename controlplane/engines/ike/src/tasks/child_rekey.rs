@@ -3,6 +3,7 @@
 //! ```text
 //! SK { N(REKEY_SA), SA, Ni, [KEi,] TSi, TSr }   -->
 //!                                               <--   SK { SA, Nr, [KEr,] TSi, TSr }
+//!                                                     (perhaps IKE_FOLLOWUP_KE)
 //!                                                     (the owner says that it is ready)
 //! SK { D }                                      -->   (the old one)
 //! ```
@@ -11,6 +12,7 @@
 //! had the lowest of the four nonces is deleted by the side that made it; the other side deletes the old one
 //! (RFC 7296 §2.8.1).
 
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -20,6 +22,7 @@ use towpath_base::crypto::{DhGroup, KeyGenerator, Rng, Secret};
 use towpath_base::ids::Spi;
 
 use super::child_create::{self, Agreement, Keying};
+use super::followup::{Leg, forget, to_be_retried};
 use super::{Parts, Task};
 use crate::choose::offer_esp;
 use crate::command::{FailReason, Role};
@@ -51,6 +54,15 @@ pub(crate) struct ChildRekey<P> {
     exchange: Option<(DhGroup, P)>,
     attempts: u8,
     rival: Option<Rival>,
+    /// The additional key exchange that is to come.
+    leg: Option<Box<Leg<P, Agreed>>>,
+}
+
+/// What CREATE_CHILD_SA brought.
+struct Agreed {
+    agreement: Agreement,
+    shared: Option<Secret>,
+    nr: Vec<u8>,
 }
 
 impl<P> ChildRekey<P> {
@@ -63,7 +75,18 @@ impl<P> ChildRekey<P> {
             exchange: None,
             attempts: 0,
             rival: None,
+            leg: None,
         }
+    }
+
+    /// The CHILD SA to be replaced.
+    pub(super) const fn old(&self) -> Spi {
+        self.old
+    }
+
+    /// CREATE_CHILD_SA is through, IKE_FOLLOWUP_KE is to come.
+    pub(super) const fn follows(&self) -> bool {
+        self.leg.is_some()
     }
 
     /// The peer rekeyed the same CHILD SA meanwhile, with these nonces.
@@ -78,20 +101,38 @@ impl<P> ChildRekey<P> {
         &mut self,
         sa: &mut Sa<K>,
         core: &mut Core<K, R>,
+        now: Instant,
     ) -> Option<Vec<Payload<'static>>>
     where
         K: KeyGenerator<Private = P>,
         R: Rng,
     {
+        if let Some(mut leg) = self.leg.take() {
+            if leg.goes_on_in(sa.id) && sa.state == State::Established {
+                let payloads = leg.build(core);
+                self.leg = Some(leg);
+                return payloads;
+            }
+            // The CHILD SAs went to another IKE SA meanwhile: from the beginning.
+            self.release(core, sa.local.ip());
+            (self.rival, self.attempts) = (None, 0);
+        }
         if sa.state != State::Established {
+            return None;
+        }
+        if sa.followups.iter().any(|awaited| awaited.is_to_replace(self.old)) {
+            // The peer is at it.
+            put_off(sa, core, now, self.old);
             return None;
         }
         let child = sa
             .child(self.old)
             .filter(|child| !child.deleting && !child.replaced)?;
         let policy = sa.policy.as_ref()?;
-        let group = self.group.or(sa.keys.as_ref().map(|keys| keys.suite.group));
+        let suite = sa.keys.as_ref().map(|keys| keys.suite);
+        let group = self.group.or(suite.map(|suite| suite.group));
         let group = group.filter(|_| core.config.pfs);
+        let additional = suite.and_then(|suite| suite.additional);
         // A group the key generator lacks cannot be in the IKE SA's suite; without one there is still a rekeying.
         let exchange =
             group.and_then(|group| Some((group, core.keygen.initiate(group, &mut core.rng).ok()?)));
@@ -105,7 +146,7 @@ impl<P> ChildRekey<P> {
         let offers = offer_esp(&policy.esp_suites, policy.esn, spi);
         let mut payloads = vec![Payload::Notify(rekey)];
         payloads.push(Payload::Sa(match &exchange {
-            Some((group, _)) => with_group(&offers, *group),
+            Some((group, _)) => with_groups(&offers, *group, additional),
             None => offers,
         }));
         payloads.push(Payload::Nonce(self.ni.clone().into()));
@@ -133,53 +174,119 @@ impl<P> ChildRekey<P> {
         R: Rng,
     {
         let Some(spi) = self.new else { return };
-        let Some(parts) = Parts::collect(payloads) else {
+        let parts = Parts::collect(payloads);
+        if let Some(leg) = self.leg.take() {
+            let result = leg.finish(core, parts.as_ref());
+            let ended = result.as_ref().map(|_| ()).map_err(|reason| *reason);
+            let again = to_be_retried(sa, ended);
+            match result {
+                Ok((agreed, additional)) => self.make(sa, core, now, agreed, Some(&additional)),
+                Err(_) => {
+                    self.release(core, sa.local.ip());
+                    if again {
+                        put_off(sa, core, now, self.old);
+                    }
+                }
+            }
+            return;
+        }
+        let Some(parts) = parts else {
             core.release_esp_spi(sa.local.ip(), spi);
             return;
         };
-        let result = match self.agree(sa, core, &parts) {
-            Ok((agreement, shared)) => {
-                let nr = parts.nonce.unwrap_or_default();
-                if self.lost(sa, nr) {
-                    discard(sa, &agreement, spi);
-                    return;
-                }
-                let keying = Keying {
-                    ni: &self.ni,
-                    nr,
-                    shared: shared.as_ref(),
-                };
-                let (role, old) = (Role::Initiator, Some(self.old));
-                child_create::install(sa, core, now, agreement, spi, role, &keying, old)
-            }
-            Err(reason) => Err(reason),
-        };
-        match result {
-            Ok(()) => self.won(sa, core, now, spi),
+        match self.agree(sa, core, &parts) {
+            Ok(agreed) => match agreed.agreement.additional() {
+                Some(method) => self.follow(sa, core, now, method, &parts, agreed),
+                None => self.make(sa, core, now, agreed, None),
+            },
             Err(reason) => {
-                core.release_esp_spi(sa.local.ip(), spi);
+                self.release(core, sa.local.ip());
                 self.refused(sa, core, now, &parts, reason);
             }
         }
     }
 
-    /// What the response agrees to, and the secret of the additional key exchange.
-    fn agree<K, R>(
-        &mut self,
-        sa: &Sa<K>,
-        core: &Core<K, R>,
+    /// Goes on to the additional key exchange, unless the peer's own rekeying goes before ours.
+    fn follow<K, R>(
+        mut self,
+        sa: &mut Sa<K>,
+        core: &mut Core<K, R>,
+        now: Instant,
+        method: DhGroup,
         parts: &Parts<'_>,
-    ) -> Result<(Agreement, Option<Secret>), FailReason>
+        agreed: Agreed,
+    ) where
+        K: KeyGenerator<Private = P>,
+        R: Rng,
+    {
+        let lost = self.lost(sa, &agreed.nr);
+        let leg = Leg::new(sa.id, method, parts, agreed).filter(|_| !lost);
+        let Some(leg) = leg else {
+            self.release(core, sa.local.ip());
+            if lost {
+                put_off(sa, core, now, self.old);
+            }
+            return;
+        };
+        forget(sa, core, |awaited| awaited.is_to_replace(self.old));
+        self.leg = Some(Box::new(leg));
+        sa.queue.push_front(Task::ChildRekey(self));
+    }
+
+    /// Every secret is there.
+    fn make<K, R>(
+        self,
+        sa: &mut Sa<K>,
+        core: &mut Core<K, R>,
+        now: Instant,
+        agreed: Agreed,
+        additional: Option<&Secret>,
+    ) where
+        K: KeyGenerator<Private = P>,
+        R: Rng,
+    {
+        let Some(spi) = self.new else { return };
+        let Agreed {
+            agreement,
+            shared,
+            nr,
+        } = agreed;
+        if self.lost(sa, &nr) {
+            discard(sa, &agreement, spi);
+            return;
+        }
+        let keying = Keying {
+            ni: &self.ni,
+            nr: &nr,
+            shared: shared.as_ref(),
+            additional,
+        };
+        let (role, old) = (Role::Initiator, Some(self.old));
+        match child_create::install(sa, core, now, agreement, spi, role, &keying, old) {
+            Ok(()) => self.won(sa, core, now, spi),
+            // Refused for good: the CHILD SA lives on until its hard limit.
+            Err(_) => core.release_esp_spi(sa.local.ip(), spi),
+        }
+    }
+
+    /// Gives the SPI of what will not be back.
+    fn release<K: KeyGenerator, R: Rng>(&mut self, core: &mut Core<K, R>, local: IpAddr) {
+        if let Some(spi) = self.new.take() {
+            core.release_esp_spi(local, spi);
+        }
+    }
+
+    /// What the response agrees to.
+    fn agree<K, R>(&mut self, sa: &Sa<K>, core: &Core<K, R>, parts: &Parts<'_>) -> Result<Agreed, FailReason>
     where
         K: KeyGenerator<Private = P>,
         R: Rng,
     {
         let exchange = self.exchange.take();
         let offered = exchange.as_ref().map(|(group, _)| *group);
-        let agreement = child_create::accept_rekeyed(sa, parts, sa.child(self.old), offered)?;
-        if parts.nonce.is_none() {
-            return Err(FailReason::ProtocolError);
-        }
+        let additional = sa.keys.as_ref().and_then(|keys| keys.suite.additional);
+        let agreement = child_create::accept_rekeyed(sa, parts, sa.child(self.old), offered, additional)?;
+        let nr = parts.nonce.ok_or(FailReason::ProtocolError)?.to_vec();
         let shared = match (agreement.group(), exchange, parts.ke) {
             (None, _, _) => None,
             (Some(group), Some((_, private)), Some((sent, public))) if sent == group.number() => {
@@ -188,7 +295,11 @@ impl<P> ChildRekey<P> {
             }
             _ => return Err(FailReason::ProtocolError),
         };
-        Ok((agreement, shared))
+        Ok(Agreed {
+            agreement,
+            shared,
+            nr,
+        })
     }
 
     /// Whether what we made is not to be used: the peer's own rekeying goes before ours, or ended the old one.
@@ -200,7 +311,7 @@ impl<P> ChildRekey<P> {
         }
     }
 
-    fn won<K, R>(&self, sa: &mut Sa<K>, core: &Core<K, R>, now: Instant, spi: Spi)
+    fn won<K, R>(&self, sa: &mut Sa<K>, core: &mut Core<K, R>, now: Instant, spi: Spi)
     where
         K: KeyGenerator<Private = P>,
         R: Rng,
@@ -210,6 +321,7 @@ impl<P> ChildRekey<P> {
             rival.replaced = true;
             rival.soft_at = None;
         }
+        forget(sa, core, |awaited| awaited.is_to_replace(self.old));
         let wait = core.config.ready_within;
         let Some(old) = sa.child_mut(self.old) else { return };
         old.replaced = true;
@@ -258,11 +370,7 @@ impl<P> ChildRekey<P> {
             (again.group, again.attempts) = (Some(group), self.attempts);
             sa.queue.push_front(Task::ChildRekey(again));
         } else if kind == NotifyType::TEMPORARY_FAILURE {
-            let again = retry_rekey_at(core, now);
-            if let Some(old) = sa.child_mut(self.old) {
-                old.rekeying = false;
-                old.soft_at = Some(again);
-            }
+            put_off(sa, core, now, self.old);
         }
         // Refused for good: the CHILD SA lives on until its hard limit.
     }
@@ -280,22 +388,33 @@ impl<P> ChildRekey<P> {
             .then_some(wanted)
     }
 
-    pub(super) fn abandon<K: KeyGenerator, R: Rng>(self, core: &mut Core<K, R>, local: IpAddr) {
-        if let Some(spi) = self.new {
-            core.release_esp_spi(local, spi);
-        }
+    pub(super) fn abandon<K: KeyGenerator, R: Rng>(mut self, core: &mut Core<K, R>, local: IpAddr) {
+        self.release(core, local);
     }
 }
 
-/// Every proposal with a key exchange first, then again without.
-fn with_group(offers: &[Proposal], group: DhGroup) -> Vec<Proposal> {
-    let with = offers.iter().cloned().map(|mut proposal| {
-        proposal
-            .transforms
-            .push(Transform::new(TransformType::KE, group.number()));
-        proposal
-    });
-    let mut all: Vec<_> = with.chain(offers.iter().cloned()).collect();
+/// The CHILD SA is rekeyed later, unless the peer has done it by then.
+fn put_off<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, now: Instant, old: Spi) {
+    let again = retry_rekey_at(core, now);
+    if let Some(old) = sa.child_mut(old).filter(|old| !old.replaced && !old.deleting) {
+        old.rekeying = false;
+        old.soft_at = Some(again);
+    }
+}
+
+/// Every proposal with a key exchange and the additional one first, then without the additional one, then with none.
+fn with_groups(offers: &[Proposal], group: DhGroup, additional: Option<DhGroup>) -> Vec<Proposal> {
+    let first = Transform::new(TransformType::KE, group.number());
+    let second = additional.map(|method| Transform::new(TransformType::ADDKE1, method.number()));
+    let hybrid = second.map(|second| vec![first, second]);
+    let choices = [hybrid, Some(vec![first]), Some(Vec::new())];
+    let mut all = Vec::new();
+    for choice in choices.into_iter().flatten() {
+        all.extend(offers.iter().cloned().map(|mut proposal| {
+            proposal.transforms.extend(&choice);
+            proposal
+        }));
+    }
     for (proposal, number) in all.iter_mut().zip(1..) {
         proposal.number = number;
     }

@@ -84,13 +84,13 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     mobike::respond(sa, core, parts, &mut payloads);
     answer(sa, core, header.exchange, header.message_id, &payloads);
     if over == Some(FailReason::DeletedByPeer)
-        && let Some(rival) = sa.rival.take()
+        && let Some(heir) = sa.rival.take().and_then(|rival| rival.heir)
     {
         // The peer knows of its own rekeying alone: ours is forgotten (RFC 7296 §2.25.2).
         if let Some(out) = sa.outstanding.take() {
             out.task.abandon(core, sa.local.ip());
         }
-        move_to(sa, core, rival.heir, Ending::End);
+        move_to(sa, core, heir, Ending::End);
     } else if let Some(reason) = over {
         sa.end(core, now, reason);
     }

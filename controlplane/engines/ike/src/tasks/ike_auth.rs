@@ -266,7 +266,12 @@ pub(super) fn process<K: KeyGenerator, R: Rng>(
     let init = sa.init.take();
     let nonces = init.as_ref().map(|init| (init.ni.as_slice(), init.nr.as_slice()));
     let (ni, nr) = nonces.unwrap_or_default();
-    let keying = Keying { ni, nr, shared: None };
+    let keying = Keying {
+        ni,
+        nr,
+        shared: None,
+        additional: None,
+    };
     let agreed = child_create::accept(sa, &parts, None);
     let result = match (agreed, spi_in) {
         (Ok(agreement), Some(spi)) => {
@@ -375,7 +380,12 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     let created = child_create::choose(sa, parts, false, None).and_then(|agreement| {
         let spi = core.new_esp_spi(sa.local.ip());
         let answer = child_create::answer_payloads(&agreement, spi);
-        let keying = Keying { ni, nr, shared: None };
+        let keying = Keying {
+            ni,
+            nr,
+            shared: None,
+            additional: None,
+        };
         child_create::install(sa, core, now, agreement, spi, Role::Responder, &keying, None)
             .map_err(|_| NotifyType::NO_PROPOSAL_CHOSEN)?;
         Ok((answer, spi))

@@ -59,7 +59,7 @@ pub(super) fn build<K: KeyGenerator, R: Rng>(
 ) -> Option<Vec<Payload<'static>>> {
     let natd = natd::payloads(sa, core);
     let policy = sa.policy.as_ref()?;
-    let offers = offer_ike(&policy.ike_proposals, &[]);
+    let offers = offer_ike(&policy.ike_proposals, &[], true);
     let notifies = announce(core, policy, None);
     let init = sa.init.as_mut()?;
     init.attempts += 1;

@@ -109,7 +109,7 @@ fn strengthen<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &Core<K, R>, shared
         ni: &init.ni,
         nr: &init.nr,
     };
-    let new = keys.rekeyed(&core.keygen, keys.suite, shared, inputs);
+    let new = keys.rekeyed(&core.keygen, keys.suite, shared, None, inputs);
     init.extra.pending = None;
     init.extra.exchanges += 1;
     init.extra.previous = core::mem::replace(&mut sa.keys, new.map(Box::new));

@@ -8,6 +8,7 @@
 //! | [`child_create`] | the CHILD SA part of IKE_AUTH and CREATE_CHILD_SA, as responder also new ones |
 //! | [`child_rekey`] | CREATE_CHILD_SA with REKEY_SA |
 //! | [`ike_rekey`] | CREATE_CHILD_SA for a new IKE SA |
+//! | [`followup`] | IKE_FOLLOWUP_KE: an additional key exchange of one of these |
 //! | [`delete`] | INFORMATIONAL with Delete payloads |
 //! | [`mobike`] | INFORMATIONAL with new addresses |
 //! | [`natd`] | the NAT detection part of IKE_SA_INIT |
@@ -17,6 +18,7 @@
 pub(crate) mod child_create;
 pub(crate) mod child_rekey;
 pub(crate) mod delete;
+pub(crate) mod followup;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
 pub(crate) mod ike_rekey;
@@ -33,6 +35,7 @@ use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::Spi;
 
+pub(crate) use followup::{Awaited, forget};
 pub(crate) use parts::Parts;
 
 use crate::command::FailReason;
@@ -87,6 +90,8 @@ impl<P> Task<P> {
             Self::IkeInit => ExchangeType::IKE_SA_INIT,
             Self::Intermediate => ExchangeType::IKE_INTERMEDIATE,
             Self::IkeAuth { .. } => ExchangeType::IKE_AUTH,
+            Self::ChildRekey(rekey) if rekey.follows() => ExchangeType::IKE_FOLLOWUP_KE,
+            Self::IkeRekey(rekey) if rekey.follows() => ExchangeType::IKE_FOLLOWUP_KE,
             Self::ChildRekey(_) | Self::IkeRekey(_) => ExchangeType::CREATE_CHILD_SA,
             Self::DeleteChild { .. } | Self::DeleteIke { .. } | Self::Mobike(_) | Self::Dpd => {
                 ExchangeType::INFORMATIONAL
@@ -109,7 +114,7 @@ impl<P> Task<P> {
             Self::IkeInit => ike_init::build(sa, core),
             Self::Intermediate => intermediate::build(sa, core),
             Self::IkeAuth { spi_in } => ike_auth::build(sa, core, now, spi_in),
-            Self::ChildRekey(rekey) => rekey.build(sa, core),
+            Self::ChildRekey(rekey) => rekey.build(sa, core, now),
             Self::IkeRekey(rekey) => rekey.build(sa, core),
             Self::DeleteChild { spi_in, .. } => delete::build_child(sa, *spi_in),
             Self::DeleteIke { reason } => delete::build_ike(sa, core, now, *reason),
@@ -181,6 +186,11 @@ pub(crate) fn respond<K: KeyGenerator, R: Rng>(
                 child_create::respond(sa, core, now, header, &parts)
             };
             if let Err(refusal) = answered {
+                answer(sa, core, header.exchange, header.message_id, &[refusal]);
+            }
+        }
+        ExchangeType::IKE_FOLLOWUP_KE => {
+            if let Err(refusal) = followup::respond(sa, core, now, header, &parts) {
                 answer(sa, core, header.exchange, header.message_id, &[refusal]);
             }
         }

@@ -60,6 +60,8 @@ notifies! {
     TEMPORARY_FAILURE = 43, "TEMP_FAIL";
     /// The CHILD SA to rekey does not exist.
     CHILD_SA_NOT_FOUND = 44, "NO_CHILD_SA";
+    /// Nothing is known of the exchange that this one continues (RFC 9370).
+    STATE_NOT_FOUND = 47, "STATE_NOT_FOUND";
     /// The initiator has no other IKE SA with us.
     INITIAL_CONTACT = 16384, "INIT_CONTACT";
     /// Window size.
