@@ -104,8 +104,8 @@ fn a_peer_is_answered_followed_and_missed() {
     });
     let starts = count(&stack, "IKE_SA_INIT request");
 
-    // IPv6 alone: charon holds on to an IPv4 address that is anywhere on its machine, and what its tunnels protect here
-    // is the address it leaves.
+    // What its tunnels protect here is the address it leaves. In IPv4 charon holds on to one that is anywhere on its
+    // machine: there it gets that back, on the loopback interface, once it has moved.
     at_peer(
         &stack,
         "ip -6 addr add fd77:9::3/64 dev eth0 nodad; ip -6 addr add fd77:9::2/128 dev lo nodad
@@ -114,6 +114,15 @@ fn a_peer_is_answered_followed_and_missed() {
     until(&stack, "the keyserver does not follow", || {
         remotes(&stack).contains("fd77:9::3")
     });
+    at_peer(
+        &stack,
+        "echo 1 >/proc/sys/net/ipv4/conf/eth0/promote_secondaries; ip addr add 10.77.9.3/24 dev eth0
+         ip addr del 10.77.9.2/24 dev eth0; ip route replace default via 10.77.9.1 dev eth0",
+    );
+    until(&stack, "the keyserver does not follow", || {
+        remotes(&stack).contains("10.77.9.3")
+    });
+    at_peer(&stack, "ip addr add 10.77.9.2/32 dev lo");
     for family in Family::ALL {
         until(&stack, "no traffic after the move", || passes(&stack, family));
     }
