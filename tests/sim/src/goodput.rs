@@ -48,6 +48,8 @@ pub struct Bulk {
     pub seed: u64,
     /// What an earlier connection learnt of the radio.
     pub memory: Option<PathMemory>,
+    /// How much there is to send; the sender closes then.
+    pub bytes: u64,
 }
 
 /// What came of it.
@@ -67,6 +69,8 @@ pub struct BulkResult {
     pub timeouts: u64,
     /// Time to the first megabyte.
     pub first_megabyte: Option<Duration>,
+    /// What the next connection over the same relay would know of the radio.
+    pub learnt: Option<PathMemory>,
 }
 
 /// Share of a packet that is data: MSS without timestamps ÷ packet, IPv4.
@@ -114,7 +118,7 @@ fn world_of(setup: Bulk, bdp: f64) -> (World, usize) {
         ..local.clone()
     };
     let (left, right) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-    let sender = Script::sending(setup.seed, u64::MAX >> 8);
+    let sender = Script::sending(setup.seed, setup.bytes);
     let receiver = Script {
         close_after_read: Some(u64::MAX),
         ..Script::sending(1, 0)
@@ -188,7 +192,7 @@ pub fn bulk(setup: Bulk) -> BulkResult {
         if first_megabyte.is_none() && world.b[0].read >= 1 << 20 {
             first_megabyte = Some(world.now.saturating_since(Instant::ZERO));
         }
-        false
+        setup.bytes <= 1 << 20 && first_megabyte.is_some()
     });
     assert_eq!(outcome, Ok(()), "simulation");
     assert_eq!(world.b[0].fault, None, "stream");
@@ -205,6 +209,10 @@ pub fn bulk(setup: Bulk) -> BulkResult {
         queue_drops: report.dropped(),
         timeouts: stats.timeouts,
         first_megabyte,
+        learnt: world
+            .middle
+            .as_mut()
+            .and_then(|middle| middle.learnt([10, 0, 0, 2].into())),
     }
 }
 
@@ -223,6 +231,7 @@ mod tests {
             time: Duration::from_secs(15),
             seed: 3,
             memory: None,
+            bytes: u64::MAX >> 8,
         })
     }
 
@@ -261,6 +270,7 @@ mod tests {
                 time: Duration::from_secs(20),
                 seed: 5,
                 memory,
+                bytes: u64::MAX >> 8,
             });
             assert!(
                 (0.8..1.1).contains(&result.retransmit_ratio),
@@ -289,6 +299,7 @@ mod tests {
                 time: Duration::from_secs(8),
                 seed: 1,
                 memory: None,
+                bytes: u64::MAX >> 8,
             });
             assert!(result.ratio > 0.9, "{algorithm:?} {result:?}");
         }

@@ -11,6 +11,7 @@ use towpath_tcp::{Algorithm, PathMemory};
 const USAGE: &str = "usage: towpath-sim goodput [SECONDS]
        towpath-sim scenarios [FIRST] [COUNT]
        towpath-sim share
+       towpath-sim megabyte [ROUNDS]
        towpath-sim bulk direct|split|snoop cubic|bbr|radio RTT_MS MBIT LOSS_PERCENT SECONDS [SEED [MBIT LOSS_PERCENT]]
 (the last two: as remembered)
 TOWPATH_SIM_TRACE=1 prints every packet, TOWPATH_SIM_FLOW=1 the sender's state five times a second.";
@@ -30,6 +31,7 @@ fn main() {
             scenarios(first, count);
         }
         Some("share") => sharing(),
+        Some("megabyte") => megabyte(arguments.next().and_then(|text| text.parse().ok()).unwrap_or(101)),
         Some("bulk") => one(&arguments.collect::<Vec<_>>()),
         _ => eprintln!("{USAGE}"),
     }
@@ -64,6 +66,63 @@ fn sharing() {
     }
 }
 
+/// How long the first megabyte takes: end to end, over a path the relay does not know, and over one it knows.
+fn megabyte(rounds: u64) {
+    println!("rtt ms  Mb/s  loss %  what              median s  p90 s  BBR ÷ ours");
+    for (rtt, megabits, loss) in [(40, 50, 0.01), (100, 50, 0.01), (100, 50, 0.05), (600, 20, 0.01)] {
+        let rtt = Duration::from_millis(rtt);
+        let transfer = |algorithm, path, memory, seed, bytes| {
+            bulk(Bulk {
+                rate: megabits * 1_000_000,
+                rtt,
+                loss,
+                queue_bdp: 1.0,
+                algorithm,
+                path,
+                time: Duration::from_secs(12),
+                seed: 1000 + seed,
+                memory,
+                bytes,
+            })
+        };
+        let arms = [
+            ("end to end BBR", Algorithm::Bbr, Path::Direct, false),
+            ("split, unknown", Algorithm::Radio, Path::Split, false),
+            ("split, known", Algorithm::Radio, Path::Split, true),
+        ];
+        let mut bbr = 0.0;
+        for (name, algorithm, path, known) in arms {
+            // Each connection begins with what the one before it left.
+            let mut memory = None;
+            if known {
+                memory = transfer(algorithm, path, None, rounds, u64::MAX >> 8).learnt;
+            }
+            let mut times: Vec<f64> = Vec::new();
+            for seed in 0..rounds {
+                let result = transfer(algorithm, path, memory, seed, 1 << 20);
+                times.push(result.first_megabyte.map_or(f64::NAN, |time| time.as_secs_f64()));
+                memory = result.learnt.filter(|_| known);
+            }
+            times.sort_by(f64::total_cmp);
+            let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or(f64::NAN);
+            let median = at(50);
+            if path == Path::Direct {
+                bbr = median;
+            }
+            println!(
+                "{:6}  {megabits:4}  {:6}  {name:16}  {median:8.3}  {:5.3}  {:10.2}",
+                rtt.as_millis(),
+                loss * 100.0,
+                at(90),
+                bbr / median,
+            );
+            if let Some(memory) = memory {
+                println!("        in the end: {memory:?}");
+            }
+        }
+    }
+}
+
 /// One transfer.
 fn one(arguments: &[String]) {
     let [path, algorithm, rest @ ..] = arguments else {
@@ -93,6 +152,7 @@ fn one(arguments: &[String]) {
         path,
         time: Duration::from_secs_f64(number(3, 20.0)),
         seed: number(4, 1.0) as u64,
+        bytes: u64::MAX >> 8,
         memory: (number(5, 0.0) > 0.0).then(|| PathMemory {
             bandwidth: (number(5, 0.0) * 1e6 / 8.0) as u64,
             min_rtt: Duration::from_secs_f64(number(0, 100.0) / 1e3),
@@ -153,6 +213,7 @@ fn goodput(seconds: u64) {
                     time: Duration::from_secs(seconds),
                     seed: 1,
                     memory: None,
+                    bytes: u64::MAX >> 8,
                 });
                 println!(
                     "{rtt:6}  {percent:6}  {:13}  {:5.3}  {:5.1}  {:8.2}  {:9.2}  {:5}  {:8}  {:6.2}",

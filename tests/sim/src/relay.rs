@@ -126,6 +126,14 @@ impl Middle for SplitMiddle {
         self.relay.handle_timeout(now);
     }
 
+    fn learnt(&mut self, host: IpAddr) -> Option<PathMemory> {
+        let keys: Vec<_> = self.relay.flows().copied().collect();
+        for key in keys {
+            self.relay.remove(&key);
+        }
+        self.relay.path(host)
+    }
+
     fn sender(&self) -> Option<Stats> {
         let key = self.relay.flows().next()?;
         self.relay.view(key, self.left.opposite()).map(|view| view.stats)

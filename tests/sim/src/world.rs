@@ -7,9 +7,11 @@
 //!
 //! Without a middle there is one link in each direction.
 
+use std::net::IpAddr;
+
 use towpath_base::Instant;
 use towpath_tcp::packet::TcpPacket;
-use towpath_tcp::{Endpoint, Stats};
+use towpath_tcp::{Endpoint, PathMemory, Stats};
 
 use crate::host::Socket;
 use crate::link::Link;
@@ -33,6 +35,11 @@ pub trait Middle {
     fn next_deadline(&self) -> Option<Instant>;
     /// Its deadline passed.
     fn timeout(&mut self, now: Instant);
+    /// What is left of what all connections learnt of the path to `host`, when they are forgotten now.
+    fn learnt(&mut self, _host: IpAddr) -> Option<PathMemory> {
+        None
+    }
+
     /// What its endpoint towards B counted of its first connection, if it has endpoints.
     fn sender(&self) -> Option<Stats> {
         None

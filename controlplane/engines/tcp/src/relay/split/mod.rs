@@ -528,6 +528,11 @@ impl SplitRelay {
         self.remember([Some((host, memory)), None]);
     }
 
+    /// What is known of the path to `host`.
+    pub fn path(&self, host: IpAddr) -> Option<PathMemory> {
+        self.paths.get(&host).copied()
+    }
+
     /// Keeps what a connection learnt of a radio for the next one to the same host. A short connection sees
     /// less than the path gives, so a remembered rate fades rather than falls; a host that is reached over
     /// another path, by its round trip, begins anew.
