@@ -156,15 +156,21 @@ swanctl {{ load = random openssl curve25519 pem pkcs1 pkcs8 pubkey x509 }}
 
     /// Adds an address of one end, ours being 0.
     pub(super) fn add_address(&self, end: usize, address: &str) {
-        sh(&format!("ip -n {} addr add {address}/24 dev v0", self.names[end]));
+        let kind = if address.contains(':') { "/64 nodad" } else { "/24" };
+        let (bits, nodad) = kind.split_once(' ').unwrap_or((kind, ""));
+        sh(&format!(
+            "ip -n {} addr add {address}{bits} dev v0 {nodad}",
+            self.names[end]
+        ));
     }
 
-    /// Takes an IPv4 address away; the others stay.
+    /// Takes an address away; the others stay.
     pub(super) fn remove_address(&self, end: usize, address: &str) {
         let name = &self.names[end];
+        let bits = if address.contains(':') { 64 } else { 24 };
         let keep = "echo 1 >/proc/sys/net/ipv4/conf/v0/promote_secondaries";
         sh(&format!(
-            "ip netns exec {name} sh -c '{keep}' && ip -n {name} addr del {address}/24 dev v0"
+            "ip netns exec {name} sh -c '{keep}' && ip -n {name} addr del {address}/{bits} dev v0"
         ));
     }
 

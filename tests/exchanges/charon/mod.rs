@@ -9,6 +9,7 @@
 mod certificates;
 mod lab;
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant as Clock};
@@ -308,11 +309,22 @@ fn simultaneous_starts_with_charon_end_with_one_sa() {
 fn charon_follows_us_and_we_follow_charon() {
     let lab = Lab::up("mob");
     lab.enter();
-    lab.add_address(0, "192.0.2.3");
-    for we_initiate in [true, false] {
-        let case = plain_case(we_initiate);
+    for (v6, we_initiate) in [(false, true), (false, false), (true, true), (true, false)] {
+        let case = Case {
+            v6,
+            ..plain_case(we_initiate)
+        };
+        let [ours, theirs] = case.addresses();
+        let [we_go_to, charon_goes_to] = if v6 {
+            ["2001:db8::3", "2001:db8::4"]
+        } else {
+            ["192.0.2.3", "192.0.2.4"]
+        };
+        if we_initiate {
+            lab.add_address(0, we_go_to);
+        }
         lab.load_with(&case, "swordfish", "mobike = yes");
-        let mut station = Station::at(case.policy(), &["192.0.2.1", "192.0.2.3"], true);
+        let mut station = Station::at(case.policy(), &[ours, we_go_to], true);
         let now = station.now();
         if we_initiate {
             station.endpoint.initiate(now, case.wish()).unwrap();
@@ -334,7 +346,7 @@ fn charon_follows_us_and_we_follow_charon() {
         let now = station.now();
         let ike = ike_of(&station, now);
         if we_initiate {
-            let ends = ["192.0.2.3:4500", "192.0.2.2:4500"].map(|end| end.parse().unwrap());
+            let ends = [we_go_to, theirs].map(|end| SocketAddr::new(end.parse().unwrap(), 4500));
             station
                 .endpoint
                 .readdress_ike(now, ike, ends[0], ends[1])
@@ -344,13 +356,13 @@ fn charon_follows_us_and_we_follow_charon() {
                 station.trace.iter().any(answer)
             });
             let list = lab.ask("--list-sas");
-            assert!(list.contains("@ 192.0.2.3[4500]"), "{list}");
+            assert!(list.contains(&format!("@ {we_go_to}[4500]")), "{list}");
         } else {
-            lab.add_address(1, "192.0.2.4");
-            lab.remove_address(1, "192.0.2.2");
-            station.run_until(&lab, "charon moves", moved("192.0.2.4"));
+            lab.add_address(1, charon_goes_to);
+            lab.remove_address(1, theirs);
+            station.run_until(&lab, "charon moves", moved(charon_goes_to));
             let list = lab.ask("--list-sas");
-            assert!(list.contains("@ 192.0.2.4[4500]"), "{list}");
+            assert!(list.contains(&format!("@ {charon_goes_to}[4500]")), "{list}");
         }
         // charon's ESP in user space cannot move an SA: charon replaces it by itself, sooner or later.
         let child = station.only_child();
