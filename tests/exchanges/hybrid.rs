@@ -10,8 +10,6 @@ use towpath_ike::{Config, FailReason, Policy, Transmit};
 use crate::pki::{Kind, below, certified, leaf, root, signer, trusting};
 use crate::world::*;
 
-const HYBRID: &str = "aes256gcm16-prfsha256-x25519-ke1_mlkem768";
-
 fn proposing(text: &str) -> Policy {
     Policy {
         ike_proposals: vec![proposal(text)],

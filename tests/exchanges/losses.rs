@@ -10,11 +10,18 @@ use crate::world::*;
 struct Kind {
     name: &'static str,
     config: fn() -> Config,
+    /// With ML-KEM-768 after every key exchange.
+    hybrid: bool,
     /// Whether there is an SA before.
     established: bool,
     act: fn(&mut World),
     /// SAs that each end has afterwards.
     left: usize,
+}
+
+/// Rekeyings make a second key exchange.
+fn fresh() -> Config {
+    Config { pfs: true, ..quiet() }
 }
 
 fn mobile() -> Config {
@@ -68,12 +75,22 @@ fn delete(world: &mut World, end: usize) {
     });
 }
 
-const KINDS: [Kind; 12] = [
+fn rekey_child_by_both(world: &mut World) {
+    let spis = world.only_children().map(|child| child.spi_in);
+    for (end, spi_in) in spis.into_iter().enumerate() {
+        at(world, end, |end, now, ike| {
+            end.endpoint.rekey_child(now, ike, spi_in).unwrap();
+        });
+    }
+}
+
+const KINDS: [Kind; 16] = [
     // --> IKE_SA_INIT { SA, KEi, Ni }, <-- { SA, KEr, Nr }
     // --> IKE_AUTH { IDi, AUTH, SA, TSi, TSr }, <-- { IDr, AUTH, SA, TSi, TSr }
     Kind {
         name: "set-up",
         config: quiet,
+        hybrid: false,
         established: false,
         act: start,
         left: 1,
@@ -82,6 +99,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "set-up with a cookie",
         config: wary,
+        hybrid: false,
         established: false,
         act: start,
         left: 1,
@@ -91,6 +109,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "CHILD SA rekeyed by A",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| rekey_child(world, 0),
         left: 1,
@@ -98,6 +117,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "CHILD SA rekeyed by B",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| rekey_child(world, 1),
         left: 1,
@@ -107,6 +127,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "IKE SA rekeyed by A",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| rekey_ike(world, 0),
         left: 1,
@@ -114,6 +135,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "IKE SA rekeyed by B",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| rekey_ike(world, 1),
         left: 1,
@@ -122,20 +144,15 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "CHILD SA rekeyed by both",
         config: quiet,
+        hybrid: false,
         established: true,
-        act: |world| {
-            let spis = world.only_children().map(|child| child.spi_in);
-            for (end, spi_in) in spis.into_iter().enumerate() {
-                at(world, end, |end, now, ike| {
-                    end.endpoint.rekey_child(now, ike, spi_in).unwrap();
-                });
-            }
-        },
+        act: rekey_child_by_both,
         left: 1,
     },
     Kind {
         name: "IKE SA rekeyed by both",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| {
             rekey_ike(world, 0);
@@ -147,6 +164,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "deleted by B",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| delete(world, 1),
         left: 0,
@@ -155,6 +173,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "asked whether it lives",
         config: watchful,
+        hybrid: false,
         established: true,
         act: |_| (),
         left: 1,
@@ -164,6 +183,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "moved",
         config: mobile,
+        hybrid: false,
         established: true,
         act: |world| {
             let [to, remote] = [v4(3), v4(2)].map(|ip| std::net::SocketAddr::new(ip, 4500));
@@ -177,6 +197,7 @@ const KINDS: [Kind; 12] = [
     Kind {
         name: "authenticated anew",
         config: quiet,
+        hybrid: false,
         established: true,
         act: |world| {
             at(world, 0, |end, now, ike| {
@@ -185,12 +206,55 @@ const KINDS: [Kind; 12] = [
         },
         left: 1,
     },
+    // --> CREATE_CHILD_SA { N(REKEY_SA), SA, Ni, KEi, TSi, TSr }, <-- { SA, Nr, KEr, TSi, TSr, N(ADD_KE) }
+    // --> IKE_FOLLOWUP_KE { KEi(1), N(ADD_KE) }, <-- { KEr(1) }
+    // --> INFORMATIONAL { D }, <-- { D }
+    Kind {
+        name: "CHILD SA rekeyed by A with ML-KEM",
+        config: fresh,
+        hybrid: true,
+        established: true,
+        act: |world| rekey_child(world, 0),
+        left: 1,
+    },
+    // --> CREATE_CHILD_SA { SA, Ni, KEi }, <-- { SA, Nr, KEr, N(ADD_KE) }
+    // --> IKE_FOLLOWUP_KE { KEi(1), N(ADD_KE) }, <-- { KEr(1) }
+    // --> INFORMATIONAL { D }, <-- { }
+    Kind {
+        name: "IKE SA rekeyed by B with ML-KEM",
+        config: fresh,
+        hybrid: true,
+        established: true,
+        act: |world| rekey_ike(world, 1),
+        left: 1,
+    },
+    // Both of the above from both sides: RFC 9370 §2.2.4.
+    Kind {
+        name: "CHILD SA rekeyed by both with ML-KEM",
+        config: fresh,
+        hybrid: true,
+        established: true,
+        act: rekey_child_by_both,
+        left: 1,
+    },
+    Kind {
+        name: "IKE SA rekeyed by both with ML-KEM",
+        config: fresh,
+        hybrid: true,
+        established: true,
+        act: |world| {
+            rekey_ike(world, 0);
+            rekey_ike(world, 1);
+        },
+        left: 1,
+    },
 ];
 
 fn world(kind: &Kind) -> World {
     let mut world = World::new(7);
-    world.add((kind.config)(), Some(policy()), &[v4(1), v4(3)]);
-    world.add((kind.config)(), Some(policy()), &[v4(2)]);
+    let policy = if kind.hybrid { hybrid() } else { policy() };
+    world.add((kind.config)(), Some(policy.clone()), &[v4(1), v4(3)]);
+    world.add((kind.config)(), Some(policy), &[v4(2)]);
     if kind.established {
         start(&mut world);
         world.run_for(Duration::from_secs(1));

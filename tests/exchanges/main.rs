@@ -6,6 +6,7 @@ mod authentication;
 mod charon;
 mod collisions;
 mod floods;
+mod followup;
 mod hybrid;
 mod lifecycle;
 mod losses;

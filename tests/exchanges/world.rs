@@ -59,6 +59,17 @@ pub(crate) fn policy() -> Policy {
     }
 }
 
+/// With ML-KEM-768 after X25519.
+pub(crate) const HYBRID: &str = "aes256gcm16-prfsha256-x25519-ke1_mlkem768";
+
+/// As [`policy`], with [`HYBRID`].
+pub(crate) fn hybrid() -> Policy {
+    Policy {
+        ike_proposals: vec![proposal(HYBRID)],
+        ..policy()
+    }
+}
+
 pub(crate) fn proposal(text: &str) -> IkeProposal {
     text.parse().unwrap()
 }
