@@ -474,6 +474,15 @@ impl Relay {
         })
     }
 
+    /// `packet`, which the relay made for the end on side `to`, is too long: plain packets of `mtu` bytes are what the path
+    /// takes. Its connection makes shorter ones from now on.
+    pub(crate) fn narrow(&mut self, now: Instant, to: Side, packet: &[u8], mtu: u16) {
+        if let Ok(tcp) = TcpPacket::parse(packet) {
+            let key = FlowKey::of(to.opposite(), &tcp);
+            self.split.path_mtu(now, &key, to, mtu);
+        }
+    }
+
     /// Where packets of `pair` leave towards side `to`; `None` leaves it to the kernel.
     pub(crate) fn egress(&self, now: Instant, pair: usize, to: Side) -> Option<Egress> {
         let pair = self.pairs.get(pair)?;

@@ -81,6 +81,7 @@ fn segment(sa: &ChildSa, fill: u8) -> ChildSa {
 
 fn full(sa: &ChildSa, fill: u8) -> GatewaySa {
     GatewaySa {
+        level: Some(0),
         subscriber: SubscriberHandle(1),
         local: sa.local,
         remote: sa.remote,
@@ -242,6 +243,8 @@ struct World {
     passed: u64,
     relayed: u64,
     longest: [usize; 2],
+    /// Longest packet the path to the peer takes; its router tells.
+    narrowest: usize,
 }
 
 fn host(local_port: u16, remote_port: u16) -> Config {
@@ -286,7 +289,32 @@ impl World {
             passed: 0,
             relayed: 0,
             longest: [0; 2],
+            narrowest: usize::MAX,
         }
+    }
+
+    /// What the router before the peer does with a packet: true if it takes it.
+    fn routed(&mut self, packet: &[u8]) -> bool {
+        if locate::esp(packet).is_err() {
+            // A piece of what the gateway cut: lost, the connection repeats it.
+            self.lost += 1;
+            return false;
+        }
+        if self.addressee(packet) == 0 || packet.len() <= self.narrowest {
+            return true;
+        }
+        let router = if packet[0] >> 4 == 4 {
+            "10.9.9.9"
+        } else {
+            "2001:db8:9::9"
+        };
+        let mut error = vec![0; towpath_ipsec::icmp::MAX_LEN];
+        let mtu = self.narrowest as u16;
+        let len =
+            towpath_ipsec::icmp::write_too_big(&mut error, router.parse().unwrap(), packet, mtu).unwrap();
+        let told = self.path.process_too_big(self.now, &mut error[..len]);
+        assert_eq!(told, Disposition::Forward);
+        false
     }
 
     fn put(&mut self, end: usize, to_end: bool, bytes: Vec<u8>) {
@@ -344,6 +372,11 @@ impl World {
                 Some(Ok(departure)) => {
                     self.relayed += 1;
                     assert!(departure.egress.is_none_or(|egress| egress == EGRESS));
+                    let bytes = packet.bytes().to_vec();
+                    if self.narrowest < usize::MAX && !self.routed(&bytes) {
+                        while self.path.poll_extra().is_some() {}
+                        continue;
+                    }
                     let to = self.addressee(packet.bytes());
                     self.longest[to] = self.longest[to].max(packet.bytes().len());
                     self.put(to, true, packet.bytes().to_vec());
@@ -710,6 +743,7 @@ fn snoop_repeats_the_peers_own_packet_where_the_gateway_may_only_look() {
         let sa = child(terminal, peer, 0x1000, 1, shape);
         let mut path = Datapath::new(SoftEsp, 16).with_relay(snooping(), IsnSecret([3, 4]));
         let seen = GatewaySa {
+            level: Some(0),
             keys: GatewayKeys::Inspect(InspectKeys::of(&sa).unwrap()),
             ..full(&sa, 1)
         };
@@ -723,5 +757,26 @@ fn snoop_repeats_the_peers_own_packet_where_the_gateway_may_only_look() {
         ];
         // An acknowledgment that says something new has to pass as it is, with what it says of holes.
         snooped(World::of(now, path, ends), 2);
+    }
+}
+
+#[test]
+fn a_router_s_too_big_reaches_the_connections_that_are_open() {
+    for v6 in [false, true] {
+        let mut world = World::new(Shape { v6, ..PLAIN }, RelayConfig::default());
+        world.load(400_000);
+        world.run_until(Duration::from_secs(5), |world| world.ends[1].read.len() > 50_000);
+        assert!(world.longest[1] > 1400);
+        world.narrowest = 1300;
+        let narrowed = world.now;
+        world.run_until(Duration::from_secs(20), World::has_everything);
+        world.check();
+        // What was on its way is lost; nobody had to find out by silence.
+        let took = world.now.saturating_since(narrowed);
+        assert!(
+            took < Duration::from_secs(2),
+            "v6={v6}: {took:?}, {}",
+            world.story()
+        );
     }
 }

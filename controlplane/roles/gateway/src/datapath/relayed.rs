@@ -56,7 +56,7 @@ impl<P: Suites> Datapath<P> {
         rng: &mut impl Rng,
     ) -> Result<Departure, DropReason> {
         let Self { relay, entries, .. } = self;
-        let relay = relay.as_ref().ok_or(DropReason::RelayNoSa)?;
+        let relay = relay.as_mut().ok_or(DropReason::RelayNoSa)?;
         let flow = Flow::of(packet.bytes())?;
         let to_peer = spoken.to == Side::Network;
         let fits = |slot| {
@@ -70,10 +70,15 @@ impl<P: Suites> Datapath<P> {
         let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
         let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
         let pieces = match bridge.seal(to_peer, now, packet, rng) {
-            // Made before the path was known to be so narrow: nobody can be told, so it is cut outside.
+            // Made before the path was known to be so narrow: its connection is told, and it itself is cut outside.
             Err(DropReason::TooBig) => {
+                let path = bridge.path_mtu(to_peer, now);
+                if let Some(path) = path {
+                    let fitting = bridge.largest_plain(to_peer, now, path, flow.source.is_ipv4());
+                    relay.narrow(now, spoken.to, packet.bytes(), fitting);
+                }
                 bridge.seal_whole(to_peer, now, packet, rng)?;
-                bridge.path_mtu(to_peer, now)
+                path
             }
             sealed => sealed.map(|_| None)?,
         };
