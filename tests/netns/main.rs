@@ -13,6 +13,7 @@ mod ike;
 mod ipsec;
 mod keyservers;
 mod lab;
+mod levels;
 mod linkem;
 mod manual;
 mod matrix;

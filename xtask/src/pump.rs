@@ -19,11 +19,15 @@ mod urgent;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+};
 use sha2::{Digest, Sha256};
 
 /// The port the lab's server listens on.
@@ -65,6 +69,9 @@ pub enum Command {
         addr: IpAddr,
         /// How many bytes.
         bytes: u64,
+        /// Mark of the socket (`SO_MARK`).
+        #[arg(long)]
+        mark: Option<u32>,
     },
     /// Fetches bytes from a server and compares checksums.
     Get {
@@ -72,6 +79,9 @@ pub enum Command {
         addr: IpAddr,
         /// How many bytes.
         bytes: u64,
+        /// Mark of the socket (`SO_MARK`).
+        #[arg(long)]
+        mark: Option<u32>,
     },
     /// Sends bytes and the end of the stream, then fetches as many.
     Half {
@@ -154,8 +164,8 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Hold { port } => crate::load::hold(*port),
         Command::Splice { port, server } => crate::bench::tcp::splice::run(*port, *server),
         Command::Serve { port } => serve(*port),
-        Command::Put { addr, bytes } => timed(*addr, *bytes, Verb::Put),
-        Command::Get { addr, bytes } => timed(*addr, *bytes, Verb::Get),
+        Command::Put { addr, bytes, mark } => timed_marked(*addr, *bytes, Verb::Put, *mark),
+        Command::Get { addr, bytes, mark } => timed_marked(*addr, *bytes, Verb::Get, *mark),
         Command::Half { addr, bytes } => timed(*addr, *bytes, Verb::Half),
         Command::Stall { addr, bytes } => timed(*addr, *bytes, Verb::Stall),
         Command::Reset { addr, bytes } => timed(*addr, *bytes, Verb::Reset),
@@ -293,8 +303,35 @@ fn timed(addr: IpAddr, bytes: u64, verb: Verb) -> Result<()> {
 
 /// One exchange whose receiver does not read for `hold` seconds.
 fn timed_with(addr: IpAddr, bytes: u64, verb: Verb, hold: u64) -> Result<()> {
+    report(bytes, || exchange(addr, bytes, verb, hold))
+}
+
+/// One exchange over a socket with a mark.
+fn timed_marked(addr: IpAddr, bytes: u64, verb: Verb, mark: Option<u32>) -> Result<()> {
+    let Some(mark) = mark else {
+        return timed(addr, bytes, verb);
+    };
+    report(bytes, || exchange_on(marked(addr, mark)?, bytes, verb, 0))
+}
+
+/// A connection to the server at `addr` whose packets have `mark`.
+fn marked(addr: IpAddr, mark: u32) -> Result<TcpStream> {
+    let family = if addr.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::Mark, &mark).context("SO_MARK")?;
+    let server = SocketAddr::new(addr, PORT);
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(server))
+        .with_context(|| format!("connect to {server}"))?;
+    Ok(TcpStream::from(fd))
+}
+
+fn report(bytes: u64, work: impl FnOnce() -> Result<String>) -> Result<()> {
     let started = Instant::now();
-    let digest = exchange(addr, bytes, verb, hold)?;
+    let digest = work()?;
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{bytes} bytes, sha256 {digest}, {:.1} Mb/s",
@@ -345,6 +382,10 @@ fn mixed(addr: IpAddr, bytes: u64, count: usize, at_once: usize) -> Result<()> {
 fn exchange(addr: IpAddr, bytes: u64, verb: Verb, hold: u64) -> Result<String> {
     let addr = SocketAddr::new(addr, PORT);
     let stream = TcpStream::connect_timeout(&addr, SILENCE).with_context(|| format!("connect to {addr}"))?;
+    exchange_on(stream, bytes, verb, hold)
+}
+
+fn exchange_on(stream: TcpStream, bytes: u64, verb: Verb, hold: u64) -> Result<String> {
     let held = Duration::from_secs(hold);
     stream.set_read_timeout(Some(SILENCE + held))?;
     stream.set_write_timeout(Some(SILENCE + held))?;

@@ -1,5 +1,6 @@
 //! Towpath itself in the lab: the daemon at the gateway, an agent at each terminal, two subscribers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -224,7 +225,7 @@ impl Stack {
             .with_context(|| format!("handle {handle} is no number"))?;
         self.write_private(
             &format!("{}.toml", terminal.name()),
-            &self.terminal_config(terminal, handle, &ksub, &more),
+            &self.terminal_config(terminal, handle, &ksub, &more, &levels_of(&record)),
         )?;
         self.secrets.push(ksub);
         self.secrets.push(psk(terminal).into_bytes());
@@ -278,9 +279,25 @@ impl Stack {
         })
     }
 
-    fn terminal_config(&self, terminal: Node, handle: u64, ksub: &[u8], more: &[String]) -> String {
+    fn terminal_config(
+        &self,
+        terminal: Node,
+        handle: u64,
+        ksub: &[u8],
+        more: &[String],
+        levels: &[(u64, String)],
+    ) -> String {
         let name = terminal.name();
         let other = if terminal == Node::Ta { Node::Tb } else { Node::Ta };
+        // An application's choice goes before what is for everything.
+        let chosen = levels.iter().map(|(level, peer)| {
+            format!("\n[[policy]]\npeer = \"{peer}\"\naction = \"protect\"\nlevel = {level}\n")
+        });
+        let numbers: BTreeSet<u64> = levels.iter().map(|(level, _)| *level).collect();
+        let numbers = numbers
+            .iter()
+            .map(|level| format!("\n[[level]]\nlevel = {level}\n"));
+        let chosen: String = chosen.chain(numbers).collect();
         let policies: String = [Node::Peer, other]
             .iter()
             .flat_map(|peer| Family::ALL.map(|f| format!("{}/{}", peer.addr(f), f.host_bits())))
@@ -292,7 +309,7 @@ impl Stack {
             .join(", ");
         format!(
             "name = \"{name}\"\nhandle = {handle}\nksub = \"{}\"\ninterface = \"eth0\"\naddresses = [{addresses}]\n\
-             reserved_spi = {RESERVED_SPI}\nstate_file = {:?}\ncontrol_socket = {:?}\ndebug_key_log = {:?}\n{policies}",
+             reserved_spi = {RESERVED_SPI}\nstate_file = {:?}\ncontrol_socket = {:?}\ndebug_key_log = {:?}\n{chosen}{policies}",
             hex(ksub),
             self.path(&format!("{name}.state")),
             self.lab.net().socket(terminal, "terminal"),
@@ -484,4 +501,14 @@ fn random() -> Result<Vec<u8>> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Peers of a record that are for a sensitivity level other than 0.
+fn levels_of(record: &Value) -> Vec<(u64, String)> {
+    let peers = record.get("peers").and_then(Value::as_array);
+    let leveled = peers.into_iter().flatten().filter_map(|peer| {
+        let level = peer.get("level")?.as_u64().filter(|level| *level != 0)?;
+        Some((level, peer.get("peer")?.as_str()?.to_owned()))
+    });
+    leveled.collect()
 }

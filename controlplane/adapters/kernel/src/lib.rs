@@ -24,7 +24,7 @@ pub mod udp_encap;
 pub mod xfrm;
 
 pub use inbound::Inbound;
-pub use netlink::{Addresses, Link, Netlink, NetlinkError, Route};
+pub use netlink::{Addresses, Link, MAIN_TABLE, MarkRule, Netlink, NetlinkError, Route};
 pub use raw_ip::{RawIpSender, SendError};
 pub use tun::Tun;
 pub use xfrm::{Xfrm, XfrmEvents};

@@ -1,13 +1,15 @@
-//! Links, addresses and routes over rtnetlink.
+//! Links, addresses, routes and rules over rtnetlink.
 
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 use towpath_base::selector::Prefix;
@@ -36,7 +38,10 @@ pub struct Addresses {
     pub tentative: Vec<IpAddr>,
 }
 
-/// A route of the main table.
+/// The main table of routes (`RT_TABLE_MAIN`).
+pub const MAIN_TABLE: u32 = 254;
+
+/// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Where to.
@@ -45,6 +50,23 @@ pub struct Route {
     pub interface: u32,
     /// Source address of packets that have none yet; an address of this host and of the same family.
     pub source: IpAddr,
+    /// Its table; [`MAIN_TABLE`] is everybody's.
+    pub table: u32,
+}
+
+/// Packets with a mark look into a table first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkRule {
+    /// IPv4; else IPv6.
+    pub v4: bool,
+    /// Mark of the socket or packet.
+    pub mark: u32,
+    /// Bits of it that count.
+    pub mask: u32,
+    /// The table.
+    pub table: u32,
+    /// Rules are looked at in this order; those of the main table have 32766.
+    pub priority: u32,
 }
 
 /// A request the kernel refused, or an interface that does not exist.
@@ -147,6 +169,25 @@ impl Netlink {
             .await
             .map_err(failed(format!("removing the route to {}", route.destination)))
     }
+
+    /// Adds `rule`. The same rule there already is an error.
+    pub async fn add_rule(&self, rule: &MarkRule) -> Result<(), NetlinkError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule_message(rule);
+        request
+            .execute()
+            .await
+            .map_err(failed(format!("rule for mark {:#x}", rule.mark)))
+    }
+
+    /// Removes `rule`.
+    pub async fn remove_rule(&self, rule: &MarkRule) -> Result<(), NetlinkError> {
+        let request = self.handle.rule().del(rule_message(rule));
+        request
+            .execute()
+            .await
+            .map_err(failed(format!("removing the rule for mark {:#x}", rule.mark)))
+    }
 }
 
 impl Drop for Netlink {
@@ -169,7 +210,27 @@ fn message(route: &Route) -> Result<RouteMessage, NetlinkError> {
             what: error.to_string(),
             source: None,
         })?;
-    Ok(builder.output_interface(route.interface).build())
+    Ok(builder
+        .output_interface(route.interface)
+        .table_id(route.table)
+        .build())
+}
+
+fn rule_message(rule: &MarkRule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if rule.v4 {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::FwMark(rule.mark),
+        RuleAttribute::FwMask(rule.mask),
+        RuleAttribute::Table(rule.table),
+    ];
+    message
 }
 
 fn flags(message: &AddressMessage) -> AddressFlags {

@@ -309,6 +309,7 @@ fn a_route_into_the_tun_does_not_catch_what_is_sent_on_the_interface() {
                 destination: towpath_base::selector::Prefix::host(to),
                 interface: tun.index(),
                 source: here,
+                table: towpath_kernel::MAIN_TABLE,
             };
             runtime.block_on(netlink.add_route(&route)).unwrap();
             assert!(

@@ -10,7 +10,7 @@ use towpath_base::sa::{Class, EspSuite, Lifetime, Mode};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{SecretKey, SubscriberHandle};
 
-use crate::{Location, Store, StoreError};
+use crate::{Accept, Location, Store, StoreError};
 
 /// Makes an empty store.
 pub type Fresh<'a> = &'a dyn Fn() -> Box<dyn Store>;
@@ -55,6 +55,7 @@ pub fn record(
             hard_seconds: 3600,
             ..Lifetime::default()
         },
+        level: 0,
     };
     let subscriber = Subscriber {
         handle: SubscriberHandle(0),
@@ -263,6 +264,19 @@ fn registration_counters_only_rise(store: &dyn Store) {
     store.forget_location(alice).expect("forget again");
     assert!(store.locations().expect("locations").is_empty());
     assert!(!accept(7, 1), "the counter outlives the location");
+    let bob = add(store, "default", "bob").handle;
+    let at = |handle, counter, last| Accept {
+        handle,
+        counter,
+        location: location(last, 99),
+    };
+    // Many at once are as each after the other.
+    let accepted =
+        store.accept_registrations(&[at(bob, 1, 4), at(alice, 8, 5), at(bob, 1, 6), at(bob, 2, 7)]);
+    assert_eq!(accepted.expect("accept"), [true, false, false, true]);
+    assert_eq!(store.last_counter(bob).expect("counter"), 2);
+    assert_eq!(store.locations().expect("locations"), [(bob, location(7, 99))]);
+    assert_eq!(store.accept_registrations(&[]).expect("accept"), []);
 }
 
 fn a_new_key_starts_a_new_counter(store: &dyn Store) {

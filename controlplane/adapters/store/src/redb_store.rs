@@ -18,10 +18,10 @@ use towpath_base::selector::Prefix;
 use crate::seal::Sealer;
 use crate::tables::{
     COUNTERS, EPOCH_KEY, FIXED, KEY_CHECK, LOCATIONS, NAMES, NEXT_HANDLE_KEY, NUMBERS, SCHEMA, SCHEMA_KEY,
-    SECRETS, SUBSCRIBERS, address_key, decode, decode_secrets, encode, encode_secrets, key_prefix, place,
-    prefix_key,
+    SECRETS, SUBSCRIBERS, address_key, decode, decode_secrets, decode_subscriber, encode, encode_secrets,
+    encode_subscriber, key_prefix, place, prefix_key,
 };
-use crate::{Imported, Kek, Location, Result, Store, StoreError};
+use crate::{Accept, Imported, Kek, Location, Result, Store, StoreError};
 
 /// Bytes of pages kept in memory.
 const CACHE: usize = 64 << 20;
@@ -263,7 +263,7 @@ fn take_handle(transaction: &WriteTransaction) -> Result<SubscriberHandle> {
 fn put_record(transaction: &WriteTransaction, subscriber: &Subscriber) -> Result<()> {
     let mut subscribers = transaction.open_table(SUBSCRIBERS).map_err(db)?;
     subscribers
-        .insert(subscriber.handle.0, encode(subscriber).as_slice())
+        .insert(subscriber.handle.0, encode_subscriber(subscriber).as_slice())
         .map_err(db)?;
     if subscriber.attachment != Attachment::Fixed {
         return Ok(());
@@ -307,7 +307,7 @@ fn read_record(
     subscribers
         .get(handle.0)
         .map_err(db)?
-        .map(|bytes| decode(handle, bytes.value()))
+        .map(|bytes| decode_subscriber(handle, bytes.value()))
         .transpose()
 }
 
@@ -488,31 +488,38 @@ impl Store for RedbStore {
         Ok(last.map_or(0, |value| value.value()))
     }
 
-    fn accept_registration(
-        &self,
-        handle: SubscriberHandle,
-        counter: u64,
-        location: &Location,
-    ) -> Result<bool> {
+    fn accept_registrations(&self, registrations: &[Accept]) -> Result<Vec<bool>> {
         // Without a write transaction first: a replay must not cost a disk flush.
-        if counter <= self.last_counter(handle)? {
-            return Ok(false);
+        let mut fresh = false;
+        for Accept { handle, counter, .. } in registrations {
+            fresh |= *counter > self.last_counter(*handle)?;
+        }
+        if !fresh {
+            return Ok(vec![false; registrations.len()]);
         }
         self.write(|transaction| {
             let mut counters = transaction.open_table(COUNTERS).map_err(db)?;
-            let last = counters
-                .get(handle.0)
-                .map_err(db)?
-                .map_or(0, |value| value.value());
-            if counter <= last {
-                return Ok(false);
-            }
-            counters.insert(handle.0, counter).map_err(db)?;
             let mut locations = transaction.open_table(LOCATIONS).map_err(db)?;
-            locations
-                .insert(handle.0, encode(location).as_slice())
-                .map_err(db)?;
-            Ok(true)
+            let mut accept = |wanted: &Accept| {
+                let Accept {
+                    handle,
+                    counter,
+                    location,
+                } = wanted;
+                let last = counters
+                    .get(handle.0)
+                    .map_err(db)?
+                    .map_or(0, |value| value.value());
+                if *counter <= last {
+                    return Ok(false);
+                }
+                counters.insert(handle.0, *counter).map_err(db)?;
+                locations
+                    .insert(handle.0, encode(location).as_slice())
+                    .map_err(db)?;
+                Ok(true)
+            };
+            registrations.iter().map(&mut accept).collect()
         })
     }
 

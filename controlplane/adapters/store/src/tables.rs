@@ -6,8 +6,11 @@ use redb::TableDefinition;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use towpath_base::credentials::Credentials;
-use towpath_base::profile::{Psk, Subscriber, SubscriberSecrets};
-use towpath_base::selector::Prefix;
+use towpath_base::profile::{
+    Attachment, Identification, IkeId, PeerPolicy, Psk, ServiceProfile, Subscriber, SubscriberSecrets,
+};
+use towpath_base::sa::{Class, EspSuite, Lifetime, Mode};
+use towpath_base::selector::{Prefix, TrafficSelector};
 use towpath_base::{SecretKey, SubscriberHandle};
 use zeroize::Zeroizing;
 
@@ -49,6 +52,9 @@ pub(crate) const LOCATIONS: TableDefinition<'_, u64, &[u8]> = TableDefinition::n
 /// Version of the encoding of records, their first byte.
 const ENCODING: u8 = 1;
 
+/// The same for subscribers: 1 knew no sensitivity levels.
+const SUBSCRIBER_ENCODING: u8 = 2;
+
 /// The same for secrets: 1 held a pre-shared key for each peer, 2 holds credentials of every kind.
 const SECRETS_ENCODING: u8 = 2;
 
@@ -68,6 +74,83 @@ pub(crate) fn encode_secrets(secrets: &SubscriberSecrets) -> Zeroizing<Vec<u8>> 
         *version = SECRETS_ENCODING;
     }
     bytes
+}
+
+/// [`encode`] for subscribers.
+pub(crate) fn encode_subscriber(subscriber: &Subscriber) -> Zeroizing<Vec<u8>> {
+    let mut bytes = encode(subscriber);
+    if let Some(version) = bytes.first_mut() {
+        *version = SUBSCRIBER_ENCODING;
+    }
+    bytes
+}
+
+/// A subscriber as it was stored before there were levels: everything before its peers, and these.
+#[derive(Deserialize)]
+struct UnleveledSubscriber(
+    SubscriberHandle,
+    String,
+    String,
+    Identification,
+    Vec<Prefix>,
+    Attachment,
+    ServiceProfile,
+    Vec<UnleveledPolicy>,
+);
+
+#[derive(Deserialize)]
+struct UnleveledPolicy(
+    Prefix,
+    IkeId,
+    Option<IkeId>,
+    Vec<String>,
+    Vec<EspSuite>,
+    bool,
+    Mode,
+    Class,
+    Vec<TrafficSelector>,
+    Vec<TrafficSelector>,
+    Lifetime,
+);
+
+impl From<UnleveledPolicy> for PeerPolicy {
+    fn from(policy: UnleveledPolicy) -> Self {
+        Self {
+            peer: policy.0,
+            local_id: policy.1,
+            remote_id: policy.2,
+            ike_proposals: policy.3,
+            esp_suites: policy.4,
+            esn: policy.5,
+            mode: policy.6,
+            class: policy.7,
+            local_ts: policy.8,
+            remote_ts: policy.9,
+            lifetime: policy.10,
+            level: 0,
+        }
+    }
+}
+
+/// [`decode`] for subscribers, of either encoding.
+pub(crate) fn decode_subscriber(handle: SubscriberHandle, bytes: &[u8]) -> Result<Subscriber> {
+    let Some((&SUBSCRIBER_ENCODING, body)) = bytes.split_first() else {
+        let before: UnleveledSubscriber = decode(handle, bytes)?;
+        return Ok(Subscriber {
+            handle: before.0,
+            name: before.1,
+            operator: before.2,
+            identification: before.3,
+            addresses: before.4,
+            attachment: before.5,
+            profile: before.6,
+            peers: before.7.into_iter().map(PeerPolicy::from).collect(),
+        });
+    };
+    match postcard::take_from_bytes(body) {
+        Ok((subscriber, [])) => Ok(subscriber),
+        _ => Err(StoreError::Damaged(handle)),
+    }
 }
 
 /// Secrets as they were stored before there were certificates.
@@ -172,6 +255,24 @@ mod tests {
         let mut other = encode_secrets(&read);
         other[0] = 3;
         assert!(decode_secrets(handle, &other).is_err());
+    }
+
+    #[test]
+    fn subscribers_stored_before_levels_are_read() {
+        let (mut subscriber, _) = crate::contract::record("north", "alice", Attachment::Fixed, &["10.0.0.1"]);
+        subscriber.peers[0].level = 3;
+        let bytes = encode_subscriber(&subscriber);
+        assert_eq!(decode_subscriber(subscriber.handle, &bytes).unwrap(), subscriber);
+        // The level is the last byte of the last peer, and that the last of the record.
+        assert_eq!(bytes.last(), subscriber.peers.last().map(|peer| &peer.level));
+        let mut before = bytes[..bytes.len() - 1].to_vec();
+        before[0] = ENCODING;
+        let read = decode_subscriber(subscriber.handle, &before).unwrap();
+        let mut expected = subscriber;
+        expected.peers[0].level = 0;
+        assert_eq!(read, expected);
+        before[0] = 3;
+        assert!(decode_subscriber(read.handle, &before).is_err());
     }
 
     #[test]

@@ -362,6 +362,10 @@ pub struct PeerPolicy {
     pub remote_ts: Vec<TrafficSelector>,
     /// Limits of CHILD SAs.
     pub lifetime: Lifetime,
+    /// Sensitivity level of the packets it is about (T21). At another level than 0 every connection has an SA of its own,
+    /// within the selectors above.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub level: u8,
 }
 
 /// A subscriber without its secrets: what the command line shows.
@@ -387,9 +391,11 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// The policy for `peer`, if any.
-    pub fn policy_for(&self, peer: IpAddr) -> Option<&PeerPolicy> {
-        self.peers.iter().find(|policy| policy.peer.contains(peer))
+    /// The policy for packets of this level to `peer`, if any.
+    pub fn policy_for(&self, peer: IpAddr, level: u8) -> Option<&PeerPolicy> {
+        self.peers
+            .iter()
+            .find(|policy| policy.level == level && policy.peer.contains(peer))
     }
 
     /// Whether the terminal may use `address`.

@@ -144,6 +144,8 @@ pub struct GatewaySa {
     pub spi_in: Spi,
     /// SPI of packets the terminal sends.
     pub spi_out: Spi,
+    /// Sensitivity level of its packets (T21); `None` where it has none: keyed by hand.
+    pub level: Option<u8>,
 }
 
 impl GatewaySa {
@@ -264,6 +266,8 @@ pub enum ToRegistry {
         subscriber: SubscriberHandle,
         /// Peer.
         peer: IpAddr,
+        /// Sensitivity level of the packets.
+        level: u8,
     },
     /// The terminal was not heard of for its lifetime.
     LocationExpired {
@@ -415,6 +419,7 @@ mod tests {
             remote,
             spi_in: Spi(0x1001),
             spi_out: Spi(0x1002),
+            level: Some(0),
             keys: GatewayKeys::Full {
                 peer: ChildSa {
                     local,

@@ -13,15 +13,16 @@
 mod ahead;
 mod installed;
 mod outside;
+mod places;
 mod relayed;
 mod watch;
+mod wrapped;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use slab::Slab;
 use towpath_base::crypto::{
-    EspProvider, EspTransform, IcvProvider, IcvTransform, InspectProvider, InvalidKey, Rng,
+    EspProvider, EspTransform, IcvProvider, IcvTransform, InspectProvider, InvalidKey, Rng, Whereabouts,
 };
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
@@ -38,12 +39,13 @@ use towpath_tcp::relay::Side;
 
 pub use ahead::Expected;
 use ahead::Table;
-use watch::Watch;
 pub use watch::{Tap, TapPoint, Tapped};
+use watch::{Watch, Whose};
 
 use installed::{Made, Quiet};
 use outside::Cut;
 pub use outside::Extra;
+pub use places::Places;
 use relayed::{Inspecting, Place, opened};
 
 use crate::relay::{Egress, Relay, RelayConfig};
@@ -149,6 +151,8 @@ impl<P: EspProvider + InspectProvider + IcvProvider> Suites for P {}
 
 struct Entry<T, I, D> {
     subscriber: SubscriberHandle,
+    /// Sensitivity level of its packets.
+    level: Option<u8>,
     key: SaKey,
     /// `None` for class `none`: the keys are not here.
     bridge: Option<Crossing<T, I>>,
@@ -184,11 +188,13 @@ pub struct Departure {
 /// The SAs of one worker.
 pub struct Datapath<P: Suites> {
     provider: P,
-    entries: Slab<Entry<P::Transform, P::Icv, P::Decryptor>>,
+    entries: Places<Entry<P::Transform, P::Icv, P::Decryptor>>,
     to_peer: Table<(IpAddr, IpAddr, Spi)>,
     to_terminal: Table<(IpAddr, Spi)>,
     notices: Vec<Notice>,
     limit: usize,
+    /// The half of an SA to ask for while a packet is between opening and sealing; see [`Datapath::expect`].
+    later: Option<Whereabouts>,
     relay: Option<Relay>,
     watch: Watch,
     /// Fragments of protected packets whose rest has not come yet.
@@ -217,11 +223,12 @@ impl<P: Suites> Datapath<P> {
     pub fn new(provider: P, limit: usize) -> Self {
         Self {
             provider,
-            entries: Slab::new(),
+            entries: Places::new(limit),
             to_peer: Table::default(),
             to_terminal: Table::default(),
             notices: Vec::with_capacity(MAX_NOTICES),
             limit,
+            later: None,
             relay: None,
             watch: Watch::default(),
             reassembler: Reassembler::new(Limits::default()),
@@ -273,6 +280,7 @@ impl<P: Suites> Datapath<P> {
         let counters = SaCounters::default();
         let slot = self.entries.insert(Entry {
             subscriber: sa.subscriber,
+            level: sa.level,
             key,
             bridge: made.crossing,
             inspecting: made.inspecting,
@@ -304,16 +312,16 @@ impl<P: Suites> Datapath<P> {
     pub fn remove(&mut self, key: &SaKey) -> Option<SaCounters> {
         let slot = self.to_peer.remove(&(key.local, key.remote, key.spi_out))?;
         self.to_terminal.remove(&(key.local, key.spi_in));
-        let entry = self.entries.try_remove(slot)?;
-        if let (Some(relay), Some(pair)) = (&mut self.relay, entry.pair) {
+        let (pair, counters) = self.entries.remove(slot, |entry| (entry.pair, entry.counters))?;
+        if let (Some(relay), Some(pair)) = (&mut self.relay, pair) {
             relay.remove_sa(pair, slot);
         }
-        Some(entry.counters)
+        Some(counters)
     }
 
     /// Every SA with its counters.
     pub fn counters(&self) -> impl Iterator<Item = (SubscriberHandle, SaKey, SaCounters)> {
-        self.entries.iter().map(|(_, entry)| {
+        self.entries.iter().map(|entry| {
             let stages = entry.shared.as_ref().map(|shared| shared.stages());
             let counters = SaCounters {
                 stages,
@@ -352,7 +360,7 @@ impl<P: Suites> Datapath<P> {
         }
         self.timeouts += self.reassembler.expire(now);
         self.keep_alive(now);
-        for (_, entry) in &mut self.entries {
+        for entry in self.entries.iter_mut() {
             if let Some(bridge) = &mut entry.bridge {
                 bridge.tick(now);
                 tell_limit(
@@ -435,9 +443,11 @@ impl<P: Suites> Datapath<P> {
         let mut passage = Ok(Passage::Onward);
         self.watch.sealed(&entry.key, from, true, packet.bytes());
         if let Some(bridge) = &mut entry.bridge {
+            bridge.meanwhile(self.later.take());
             let place = Place {
                 slot,
                 key: entry.key,
+                whose: Whose::of(entry.subscriber, entry.level),
                 from,
                 egress,
             };
@@ -476,6 +486,7 @@ impl<P: Suites> Datapath<P> {
             let place = Place {
                 slot,
                 key: entry.key,
+                whose: Whose::of(entry.subscriber, entry.level),
                 from,
                 egress,
             };

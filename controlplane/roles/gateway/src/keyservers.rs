@@ -340,6 +340,7 @@ mod tests {
 
     fn install(subscriber: SubscriberHandle, spi: u32) -> FromKeyserver {
         FromKeyserver::Install(Box::new(GatewaySa {
+            level: Some(0),
             subscriber,
             keys: GatewayKeys::None,
             local: IpAddr::from([10, 0, 0, subscriber.0 as u8]),

@@ -349,6 +349,7 @@ impl Stored {
                 remote: sa.peer,
                 spi_in: sa.spi_in,
                 spi_out: sa.spi_out,
+                level: None,
             },
             start,
         })

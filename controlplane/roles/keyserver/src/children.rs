@@ -20,7 +20,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 local,
                 remote,
             } => {
-                self.peer_started(now, request, PairKey { local, remote });
+                self.peer_started(now, request, PairKey::new(local, remote));
             }
             Command::ChildEstablished {
                 ike,
@@ -76,10 +76,14 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 remote,
                 reason,
             } => {
-                let key = PairKey { local, remote };
+                let key = PairKey {
+                    local,
+                    remote,
+                    lane: self.lane(ike),
+                };
                 self.waiting
                     .retain(|_, (_, waiting)| !matches!(waiting, Waiting::Respond(_, id) if *id == ike));
-                self.classes.remove(&ike);
+                self.terms.remove(&ike);
                 if let Some(subscriber) = self.owner_of(local) {
                     self.event(Some(key), subscriber, "exchange_failed", reason.to_string());
                 }
@@ -96,14 +100,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 ..
             } => {
                 let text = format!("{suite} peer {remote_id} {remote}");
-                self.tell(
-                    PairKey {
-                        local: local.ip(),
-                        remote: remote.ip(),
-                    },
-                    "ike_established",
-                    text,
-                );
+                self.tell(PairKey::new(local.ip(), remote.ip()), "ike_established", text);
             }
             Command::IkeClosed {
                 ike,
@@ -111,13 +108,13 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 remote,
                 reason,
             } => {
-                self.classes.remove(&ike);
-                self.tell(PairKey { local, remote }, "ike_closed", reason.to_string());
+                self.terms.remove(&ike);
+                self.tell(PairKey::new(local, remote), "ike_closed", reason.to_string());
             }
             Command::IkeRekeyed { old, new } => self.ike_renamed(now, old, new),
             Command::IkeSucceeding { old, new } => {
-                if let Some(class) = self.classes.get(&old).copied() {
-                    self.classes.insert(new, class);
+                if let Some(terms) = self.terms.get(&old).copied() {
+                    self.terms.insert(new, terms);
                 }
             }
             Command::Exchange {
@@ -128,7 +125,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 ..
             } => {
                 let arrow = if sent { "-->" } else { "<--" };
-                self.tell(PairKey { local, remote }, "ike", format!("{arrow} {line}"));
+                self.tell(PairKey::new(local, remote), "ike", format!("{arrow} {line}"));
             }
             Command::AddressesChanged {
                 ike,
@@ -159,9 +156,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         child: ChildSa,
         text: &str,
     ) {
+        let lane = self.lane(ike);
         let key = PairKey {
             local: child.local,
             remote: child.remote,
+            lane,
         };
         let limit = self.config.pairs_per_subscriber;
         let owner = self.owner_of(key.local);
@@ -176,7 +175,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         pair.failures = 0;
         pair.not_before = now;
         let (spi_in, spi_out) = (child.spi_in, child.spi_out);
-        let asked = self.classes.get(&ike).copied().unwrap_or(Class::None);
+        let asked = self.terms.get(&ike).map_or(Class::None, |terms| terms.class);
         let class = policy::possible_class(asked, child.suite);
         let suite = child.suite;
         pair.children.push(Child::of(now, ike, class, &child));
@@ -185,7 +184,10 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             Some(key),
             subscriber,
             "child_established",
-            format!("{text}, class {class}"),
+            match lane.level {
+                0 => format!("{text}, class {class}"),
+                level => format!("{text}, class {class}, level {level}"),
+            },
         );
         if class != asked {
             let text =
@@ -193,10 +195,14 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             self.event(Some(key), subscriber, "class_reduced", text);
         }
 
-        let Some((keys, for_terminal)) = self.divide(class, child) else {
+        let Some((keys, mut for_terminal)) = self.divide(class, child) else {
             let _ = self.endpoint.delete_child(now, ike, spi_in);
             return;
         };
+        if lane.is_connection() {
+            // The engine does not renew it by itself: the terminal knows whether it was used.
+            for_terminal.lifetime.soft_seconds = self.config.connection.soft_seconds;
+        }
         self.to_gateway
             .push_back(FromKeyserver::Install(Box::new(GatewaySa {
                 subscriber,
@@ -205,10 +211,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                 remote: key.remote,
                 spi_in,
                 spi_out,
+                level: Some(lane.level),
             })));
         let operation = Operation::Install {
             class,
-            level: 0,
+            level: lane.level,
             replaces,
             // A peer that started the rekeying has the new SA when our answer has reached it, not before.
             standby: replaces.is_some() && role == Role::Responder,
@@ -257,9 +264,9 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     }
 
     fn child_deleted(&mut self, now: Instant, ike: IkeSaId, name: SaName, reason: FailReason) {
-        let key = PairKey {
-            local: name.local,
-            remote: name.remote,
+        let ends = PairKey::new(name.local, name.remote);
+        let Some(key) = self.pairs.key_of(ends, name.spi_in) else {
+            return;
         };
         let Some(pair) = self.pairs.get_mut(key) else {
             return;
@@ -271,8 +278,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         };
         // Gateway and terminal know it by the ends it was handed out with.
         let name = SaName {
-            local: child.ends.local,
-            remote: child.ends.remote,
+            local: child.ends.0,
+            remote: child.ends.1,
             ..name
         };
         if !pair.children.iter().any(|child| child.ike == ike) {
@@ -311,10 +318,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             self.transfer_failed(now, subscriber, transferred);
             return;
         }
-        let key = PairKey {
-            local: transferred.name.local,
-            remote: transferred.name.remote,
-        };
+        let key = PairKey::new(transferred.name.local, transferred.name.remote);
         if !transferred.installed {
             return;
         }
@@ -337,10 +341,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         if !failed.installed {
             return;
         }
-        let key = PairKey {
-            local: failed.name.local,
-            remote: failed.name.remote,
-        };
+        let key = PairKey::new(failed.name.local, failed.name.remote);
         let text = match failed.result {
             Some(TransferResult::NoRoom) => "the terminal has no room for another SA",
             Some(TransferResult::Unusable) => "the terminal cannot use the SA",
@@ -362,15 +363,12 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
 
     fn ike_renamed(&mut self, now: Instant, old: IkeSaId, new: IkeSaId) {
         if let Some(info) = self.endpoint.get(now, new) {
-            let key = PairKey {
-                local: info.local.ip(),
-                remote: info.remote.ip(),
-            };
+            let key = PairKey::new(info.local.ip(), info.remote.ip());
             self.tell(key, "ike_rekeyed", format!("{}_i {}_r", info.spi_i, info.spi_r));
         }
         self.pairs.rename_ike(old, new);
-        if let Some(class) = self.classes.remove(&old) {
-            self.classes.insert(new, class);
+        if let Some(terms) = self.terms.remove(&old) {
+            self.terms.insert(new, terms);
         }
     }
 }

@@ -28,7 +28,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use towpath_base::crypto::{KeyGenerator, Rng};
-use towpath_base::sa::Class;
+use towpath_base::sa::{Class, Lifetime};
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, NodeName, ToKeyserver, ToRegistry};
 use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
@@ -37,7 +37,7 @@ use towpath_keyx::transfer::Backoff;
 pub use crate::operate::StartError;
 
 use crate::lingering::Lingering;
-use crate::pairs::{Child, PairKey, Pairs};
+use crate::pairs::{Child, Lane, PairKey, Pairs};
 use crate::sessions::Sessions;
 
 /// How long our answer to a peer waits for the terminal to have the keys, at set-up and in rekeyings. Peers repeat their
@@ -60,6 +60,9 @@ pub struct Config {
     pub retry_after_max: Duration,
     /// Retransmission of key transfers.
     pub transfers: Backoff,
+    /// Limits of a connection's own SA: it wants a replacement after the first of these if it was used, and ends after the
+    /// second.
+    pub connection: Lifetime,
     /// How long a gateway still serves an SA that was replaced and deleted: packets on their way under its keys.
     pub linger: Duration,
 }
@@ -76,6 +79,11 @@ impl Default for Config {
             retry_after: Duration::from_secs(1),
             retry_after_max: Duration::from_secs(60),
             transfers: Backoff::default(),
+            connection: Lifetime {
+                soft_seconds: 300,
+                hard_seconds: 420,
+                ..Lifetime::default()
+            },
             linger: Duration::from_secs(5),
         }
     }
@@ -90,6 +98,13 @@ enum Waiting {
     Respond(PairKey, IkeSaId),
 }
 
+/// What an IKE SA was negotiated for.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    class: Class,
+    lane: Lane,
+}
+
 /// A keyserver. `K` is the key generator (K6), `R` the source of randomness for keys.
 pub struct Keyserver<K: KeyGenerator, R: Rng> {
     config: Config,
@@ -101,8 +116,8 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     waiting: BTreeMap<u64, (Instant, Waiting)>,
     next_request: u64,
     initiations: HashMap<u64, PairKey>,
-    /// Class of the policy each IKE SA was negotiated under.
-    classes: HashMap<IkeSaId, Class>,
+    /// What each IKE SA was negotiated for.
+    terms: HashMap<IkeSaId, Terms>,
     next_tag: u64,
     lingering: Lingering,
     to_gateway: VecDeque<FromKeyserver>,
@@ -125,7 +140,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             waiting: BTreeMap::new(),
             next_request: 1,
             initiations: HashMap::new(),
-            classes: HashMap::new(),
+            terms: HashMap::new(),
             next_tag: 1,
             lingering: Lingering::default(),
             to_gateway: VecDeque::new(),
@@ -266,6 +281,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             Some(subscriber) => self.sessions.name(subscriber),
             None => address.to_string(),
         }
+    }
+
+    /// What an IKE SA is for.
+    pub fn lane(&self, ike: IkeSaId) -> Lane {
+        self.terms.get(&ike).map_or(Lane::default(), |terms| terms.lane)
     }
 
     /// Ends every IKE SA with a Delete: the peers learn at once that this keyserver goes away.

@@ -60,10 +60,7 @@ mod tests {
 
     #[test]
     fn each_waits_its_time_and_a_crowded_pair_gives_up_its_oldest() {
-        let key = PairKey {
-            local: IpAddr::from([10, 0, 0, 1]),
-            remote: IpAddr::from([10, 0, 0, 2]),
-        };
+        let key = PairKey::new(IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let remove = |number| FromKeyserver::Remove {
             subscriber: SubscriberHandle(1),
             local: key.local,

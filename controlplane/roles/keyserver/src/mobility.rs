@@ -12,21 +12,23 @@ use towpath_base::{Instant, Spi, SubscriberHandle};
 use towpath_ike::IkeSaId;
 
 use crate::Keyserver;
-use crate::pairs::{Child, PairKey};
+use crate::pairs::{Child, Lane, PairKey};
 
 type Ends = (SocketAddr, SocketAddr);
 
-const fn pair_of((local, remote): Ends) -> PairKey {
+fn pair_of((local, remote): Ends, lane: Lane) -> PairKey {
     PairKey {
         local: local.ip(),
         remote: remote.ip(),
+        lane,
     }
 }
 
 impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     /// An IKE SA goes on between other ends.
     pub(crate) fn moved(&mut self, now: Instant, ike: IkeSaId, old: Ends, new: Ends, children: &[Spi]) {
-        let (from, to) = (pair_of(old), pair_of(new));
+        let lane = self.lane(ike);
+        let (from, to) = (pair_of(old, lane), pair_of(new, lane));
         let limit = self.config.pairs_per_subscriber;
         if from != to && !children.is_empty() && !self.pairs.relocate(now, ike, from, to, limit) {
             self.tell(from, "ike_moved", format!("no room for a peer at {}", new.1));

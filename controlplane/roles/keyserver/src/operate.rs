@@ -47,7 +47,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     /// Why not. How a started one ends is told by events.
     pub fn ike_initiate(&mut self, now: Instant, local: IpAddr, remote: IpAddr) -> Result<(), StartError> {
         let subscriber: SubscriberHandle = self.owner_of(local).ok_or(StartError::NotHere)?;
-        let key = PairKey { local, remote };
+        let key = PairKey::new(local, remote);
         let limit = self.config.pairs_per_subscriber;
         let pair = self
             .pairs

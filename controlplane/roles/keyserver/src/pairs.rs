@@ -4,16 +4,95 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use towpath_base::sa::{ChildSa, Class, EspSuite, Mode, Selectors};
+use towpath_base::selector::TrafficSelector;
 use towpath_base::{Instant, Spi, SubscriberHandle};
 use towpath_ike::IkeSaId;
+use towpath_keyx::message::ProxyRequest;
 
-/// A terminal's address and a peer's.
+/// A terminal's address and a peer's, and which of their SAs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PairKey {
     /// The terminal's address.
     pub local: IpAddr,
     /// The peer's address.
     pub remote: IpAddr,
+    /// The one for everything, or that of a connection.
+    pub lane: Lane,
+}
+
+impl PairKey {
+    /// Everything between the two.
+    pub fn new(local: IpAddr, remote: IpAddr) -> Self {
+        Self {
+            local,
+            remote,
+            lane: Lane::default(),
+        }
+    }
+
+    fn same_ends(&self, other: &Self) -> bool {
+        (self.local, self.remote) == (other.local, other.remote)
+    }
+}
+
+/// What an SA between two addresses is for: at level 0 everything, at another level one connection (T21).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Lane {
+    /// Sensitivity level.
+    pub level: u8,
+    /// Protocol of the connection; 0 at level 0.
+    pub protocol: u8,
+    /// The terminal's port, 0 where the protocol has none.
+    pub terminal_port: u16,
+    /// The peer's port.
+    pub peer_port: u16,
+}
+
+impl Lane {
+    /// What a terminal asks for.
+    pub fn of(request: &ProxyRequest) -> Self {
+        match request.level {
+            0 => Self::default(),
+            level => Self {
+                level,
+                protocol: request.protocol,
+                terminal_port: request.terminal_port,
+                peer_port: request.peer_port,
+            },
+        }
+    }
+
+    /// As the IKE engine calls it.
+    pub(crate) fn number(self) -> u64 {
+        let [high, low] = self.terminal_port.to_be_bytes();
+        let [first, last] = self.peer_port.to_be_bytes();
+        u64::from_be_bytes([0, 0, self.level, self.protocol, high, low, first, last])
+    }
+
+    /// Whether it is one connection's.
+    pub(crate) const fn is_connection(self) -> bool {
+        self.level != 0
+    }
+
+    /// What of `side`, the terminal's or the peer's traffic, is the connection's.
+    pub(crate) fn narrow(self, side: &TrafficSelector, port: u16) -> Option<TrafficSelector> {
+        let (first_port, last_port) = if has_ports(self.protocol) {
+            (port, port)
+        } else {
+            (0, u16::MAX)
+        };
+        side.intersect(&TrafficSelector {
+            protocol: self.protocol,
+            first_port,
+            last_port,
+            ..*side
+        })
+    }
+}
+
+/// TCP, UDP, SCTP, UDP-Lite.
+const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, 6 | 17 | 132 | 136)
 }
 
 /// One CHILD SA pair that was handed out. No keys: those are with the gateway and the terminal.
@@ -22,7 +101,7 @@ pub struct Child {
     /// IKE SA it belongs to.
     pub ike: IkeSaId,
     /// Its ends when it was handed out: gateway and terminal know it by these, also after a move.
-    pub ends: PairKey,
+    pub ends: (IpAddr, IpAddr),
     /// SPI of packets the terminal receives.
     pub spi_in: Spi,
     /// SPI of packets the terminal sends.
@@ -52,10 +131,7 @@ impl Child {
     pub fn of(now: Instant, ike: IkeSaId, class: Class, sa: &ChildSa) -> Self {
         Self {
             ike,
-            ends: PairKey {
-                local: sa.local,
-                remote: sa.remote,
-            },
+            ends: (sa.local, sa.remote),
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
             suite: sa.suite,
@@ -184,9 +260,19 @@ impl Pairs {
         }
     }
 
+    /// The pair of these ends, whatever its lane, that has the CHILD SA `spi_in`.
+    pub fn key_of(&self, ends: PairKey, spi_in: Spi) -> Option<PairKey> {
+        let has = |pair: &Pair| pair.children.iter().any(|child| child.spi_in == spi_in);
+        if self.pairs.get(&ends).is_some_and(has) {
+            return Some(ends);
+        }
+        let mut others = self.pairs.iter().filter(|(key, _)| key.same_ends(&ends));
+        others.find(|(_, pair)| has(pair)).map(|(key, _)| *key)
+    }
+
     /// The CHILD SA that was handed out between `ends`, wherever its IKE SA has moved since.
     pub fn child_mut(&mut self, ends: PairKey, spi_in: Spi) -> Option<&mut Child> {
-        let handed_out = |child: &Child| child.ends == ends && child.spi_in == spi_in;
+        let handed_out = |child: &Child| child.ends == (ends.local, ends.remote) && child.spi_in == spi_in;
         let at = |pairs: &Self, key: &PairKey| {
             let pair = pairs.pairs.get(key);
             pair.is_some_and(|pair| pair.children.iter().any(handed_out))
@@ -240,10 +326,7 @@ mod tests {
     use super::*;
 
     fn key(last: u8) -> PairKey {
-        PairKey {
-            local: IpAddr::from([10, 0, 0, 1]),
-            remote: IpAddr::from([10, 0, 1, last]),
-        }
+        PairKey::new(IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 1, last]))
     }
 
     #[test]
@@ -268,7 +351,7 @@ mod tests {
         let mut pairs = Pairs::default();
         let child = Child {
             ike,
-            ends: key(1),
+            ends: (key(1).local, key(1).remote),
             spi_in: Spi(300),
             spi_out: Spi(301),
             suite: EspSuite::Aes256Gcm16,

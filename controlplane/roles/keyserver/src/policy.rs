@@ -6,9 +6,12 @@ use std::sync::Arc;
 use towpath_base::credentials::Credentials;
 use towpath_base::crypto::{PeerVerifier, Signer};
 use towpath_base::profile::{PeerPolicy, Psk};
-use towpath_base::sa::{Class, EspSuite};
+use towpath_base::sa::{Class, EspSuite, Lifetime};
+use towpath_base::selector::TrafficSelector;
 use towpath_crypto::{CertificateSigner, InvalidCredential, TrustVerifier};
 use towpath_ike::{Auth, IkeProposal, Policy};
+
+use crate::pairs::PairKey;
 
 /// A record the engine cannot use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub(crate) enum PolicyError {
     Credential(InvalidCredential),
     /// Nothing to prove an identity with, on one side or the other.
     NoCredential,
+    /// The connection is not within the policy's selectors, or the request does not say which it is.
+    Connection,
 }
 
 impl fmt::Display for PolicyError {
@@ -30,6 +35,7 @@ impl fmt::Display for PolicyError {
             Self::Empty => f.write_str("policy without IKE proposal or ESP suite"),
             Self::Credential(error) => write!(f, "credentials cannot be used: {error}"),
             Self::NoCredential => f.write_str("policy without credentials for both sides"),
+            Self::Connection => f.write_str("the connection is outside the policy's selectors"),
         }
     }
 }
@@ -39,6 +45,19 @@ pub(crate) const fn possible_class(asked: Class, suite: EspSuite) -> Class {
     match asked {
         Class::Inspect if suite.is_aead() => Class::None,
         class => class,
+    }
+}
+
+/// Limits of an SA at the engine. A connection's ends at its hard one unless the terminal asks for more.
+fn lifetime(record: Lifetime, key: PairKey, limits: Lifetime) -> Lifetime {
+    if !key.lane.is_connection() {
+        return record;
+    }
+    let hard = [record.hard_seconds, limits.hard_seconds];
+    Lifetime {
+        soft_seconds: 0,
+        hard_seconds: hard.into_iter().filter(|seconds| *seconds > 0).min().unwrap_or(0),
+        ..record
     }
 }
 
@@ -59,8 +78,34 @@ fn auth(credentials: Credentials) -> Result<Auth, PolicyError> {
     })
 }
 
-/// The engine's policy for one peer.
-pub(crate) fn engine_policy(record: &PeerPolicy, credentials: Credentials) -> Result<Policy, PolicyError> {
+/// Both sides of the traffic an SA is for: the record's, of which a connection has its part alone.
+fn selectors(
+    record: &PeerPolicy,
+    key: PairKey,
+) -> Result<(Vec<TrafficSelector>, Vec<TrafficSelector>), PolicyError> {
+    if !key.lane.is_connection() {
+        return Ok((record.local_ts.clone(), record.remote_ts.clone()));
+    }
+    let part = |side: &[TrafficSelector], end, port| {
+        let own = [TrafficSelector::host(end)];
+        let side = if side.is_empty() { &own } else { side };
+        let part = side.iter().filter_map(|ts| key.lane.narrow(ts, port));
+        Some(part.collect::<Vec<_>>()).filter(|part| !part.is_empty())
+    };
+    let local = part(&record.local_ts, key.local, key.lane.terminal_port);
+    let remote = part(&record.remote_ts, key.remote, key.lane.peer_port);
+    let known = key.lane.protocol != 0;
+    local.zip(remote).filter(|_| known).ok_or(PolicyError::Connection)
+}
+
+/// The engine's policy for one peer, or one connection with it.
+pub(crate) fn engine_policy(
+    record: &PeerPolicy,
+    credentials: Credentials,
+    key: PairKey,
+    limits: Lifetime,
+) -> Result<Policy, PolicyError> {
+    let (local_ts, remote_ts) = selectors(record, key)?;
     let ike_proposals = record
         .ike_proposals
         .iter()
@@ -80,9 +125,9 @@ pub(crate) fn engine_policy(record: &PeerPolicy, credentials: Credentials) -> Re
         esp_suites: record.esp_suites.clone(),
         esn: record.esn,
         mode: record.mode,
-        local_ts: record.local_ts.clone(),
-        remote_ts: record.remote_ts.clone(),
-        lifetime: record.lifetime,
+        local_ts,
+        remote_ts,
+        lifetime: lifetime(record.lifetime, key, limits),
         force_encap: false,
         auth: auth(credentials)?,
     })

@@ -9,9 +9,9 @@ use towpath_fabric::{Datagram, FromKeyserver, ToRegistry};
 use towpath_ike::{IkeSaId, Initiate, InitiateError};
 use towpath_keyx::message::{self, FromTerminal, ProxyRequest, RefuseReason};
 
-use crate::pairs::{PairKey, Progress};
+use crate::pairs::{Lane, PairKey, Progress};
 use crate::policy::engine_policy;
-use crate::{Keyserver, Waiting};
+use crate::{Keyserver, Terms, Waiting};
 
 impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     /// A sealed message of a terminal: opened under its session, then acted on.
@@ -69,13 +69,18 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         datagram: &Datagram,
         request: ProxyRequest,
     ) -> Result<(), DropReason> {
-        let key = PairKey {
+        let mut key = PairKey {
             local: request.terminal,
             remote: request.peer,
+            lane: Lane::of(&request),
         };
         // The addresses are sealed: what the IP header says must agree, or somebody moved the message.
         if datagram.source.ip() != key.local || datagram.destination.ip() != key.remote {
             return Err(DropReason::KeyxWrongAddress);
+        }
+        if let Some(old) = request.replaces.filter(|_| key.lane.is_connection()) {
+            // A connection's SA is found by its name: what asks for the next one is no packet.
+            key = self.pairs.key_of(key, old).unwrap_or(key);
         }
         let limit = self.config.pairs_per_subscriber;
         let pair = self
@@ -152,6 +157,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             request,
             subscriber,
             peer: key.remote,
+            level: key.lane.level,
         });
     }
 
@@ -186,7 +192,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         let class = credential
             .as_ref()
             .map_or(Class::None, |(record, _)| record.class);
-        let policy = credential.map(|(record, credentials)| engine_policy(&record, credentials));
+        let policy = credential
+            .map(|(record, credentials)| engine_policy(&record, credentials, key, self.config.connection));
         if let Some(Err(error)) = &policy {
             self.event(Some(key), subscriber, "policy_unusable", error.to_string());
         }
@@ -194,7 +201,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         match (waiting, policy) {
             (Waiting::Respond(_, ike), policy) => {
                 if policy.is_some() {
-                    self.classes.insert(ike, class);
+                    let lane = key.lane;
+                    self.terms.insert(ike, Terms { class, lane });
                 }
                 self.endpoint.provide_policy(now, ike, policy);
             }
@@ -232,9 +240,10 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             remote_port: None,
             policy,
         };
-        match self.endpoint.initiate(now, wish) {
+        match self.endpoint.initiate_beside(now, wish, key.lane.number()) {
             Ok(ike) => {
-                self.classes.insert(ike, class);
+                let lane = key.lane;
+                self.terms.insert(ike, Terms { class, lane });
                 self.initiations.insert(tag, key);
                 if let Some(pair) = self.pairs.get_mut(key) {
                     pair.progress = Some(Progress::Negotiating);

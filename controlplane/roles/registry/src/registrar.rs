@@ -11,7 +11,7 @@ use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_fabric::{Datagram, Event, FromRegistry, NodeName, SessionGrant, SessionId, ToRegistry};
 use towpath_keyx::message::peek;
 use towpath_keyx::registration::{Registration, Terms, open_registration};
-use towpath_store::{Location, Store, StoreError};
+use towpath_store::{Accept, Location, Store, StoreError};
 use towpath_telemetry::admin::{self, AdminError, Reply, SubscriberRequest};
 
 use crate::admin::{Change, apply};
@@ -29,6 +29,9 @@ pub struct Config {
     pub registrations_per_minute: u32,
     /// Registrations of one terminal at once.
     pub registrations_burst: u32,
+    /// Registrations stored by one disk flush. With more than one they wait for the next
+    /// [`Registry::handle_timeout`], which whoever runs the registry then calls after each turn.
+    pub registrations_per_flush: usize,
 }
 
 impl Default for Config {
@@ -38,6 +41,7 @@ impl Default for Config {
             keepalive_seconds: 20,
             registrations_per_minute: 20,
             registrations_burst: 10,
+            registrations_per_flush: 1,
         }
     }
 }
@@ -89,6 +93,8 @@ pub struct Registry<R: Rng> {
     locations: Locations,
     limiter: Limiter,
     sessions: u32,
+    /// Registrations to be stored, of different subscribers at different addresses.
+    held: Vec<Held>,
     messages: VecDeque<(Destination, FromRegistry)>,
 }
 
@@ -118,6 +124,7 @@ impl<R: Rng> Registry<R> {
             locations: Locations::default(),
             limiter,
             sessions: 0,
+            held: Vec::new(),
             messages: VecDeque::new(),
         };
         for subscriber in registry.store.fixed()? {
@@ -151,6 +158,7 @@ impl<R: Rng> Registry<R> {
     /// # Errors
     /// The store failed; the gateway is told nothing.
     pub fn gateway_connected(&mut self, gateway: &NodeName) -> Result<(), StoreError> {
+        self.store_held();
         let here = || Whom::One(gateway.clone());
         for subscriber in self.store.fixed()? {
             self.grant(here(), subscriber, Vec::new());
@@ -168,6 +176,7 @@ impl<R: Rng> Registry<R> {
 
     /// A keyserver is connected, for the first time or again: who is gone it may not have heard.
     pub fn keyserver_connected(&mut self, keyserver: &NodeName) {
+        self.store_held();
         let subscribers = self.locations.subscribers();
         let to = Destination::Keyserver(Whom::One(keyserver.clone()));
         self.send(to, FromRegistry::Registered { subscribers });
@@ -175,11 +184,14 @@ impl<R: Rng> Registry<R> {
 
     /// A message of the gateway or the keyserver called `from`.
     pub fn handle(&mut self, now: Instant, from: &NodeName, message: ToRegistry) {
+        if !matches!(message, ToRegistry::Register { .. }) {
+            // What was registered before this message is registered when it is handled.
+            self.store_held();
+        }
         match message {
             ToRegistry::Register { datagram, keyserver } => {
                 if let Err(reason) = self.register(now, from, keyserver, &datagram) {
-                    let to = Destination::Gateway(Whom::One(from.clone()));
-                    self.send(to, FromRegistry::Refused(reason.into()));
+                    self.refuse(from, reason);
                 }
             }
             // A terminal has one keyserver: any other learns now that it is not the one any more. What says so of
@@ -195,8 +207,9 @@ impl<R: Rng> Registry<R> {
                 request,
                 subscriber,
                 peer,
+                level,
             } => {
-                let credential = self.credential(subscriber, peer);
+                let credential = self.credential(subscriber, peer, level);
                 let answer = FromRegistry::Credential {
                     request,
                     subscriber,
@@ -208,8 +221,9 @@ impl<R: Rng> Registry<R> {
         }
     }
 
-    /// Ends registrations whose time has come.
+    /// Ends registrations whose time has come, and stores those that wait for it.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.store_held();
         while let Some(subscriber) = self.locations.expired(now) {
             self.end(subscriber, "registration ended");
         }
@@ -217,7 +231,8 @@ impl<R: Rng> Registry<R> {
 
     /// When [`Registry::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.locations.next_expiry()
+        let held = self.held.first().map(|held| held.at);
+        held.into_iter().chain(self.locations.next_expiry()).min()
     }
 
     /// The next message to send.
@@ -227,6 +242,7 @@ impl<R: Rng> Registry<R> {
 
     /// A command about subscribers.
     pub fn handle_admin(&mut self, now: Instant, request: SubscriberRequest) -> Result<Reply, AdminError> {
+        self.store_held();
         let (mut reply, changes) = apply(&*self.store, request)?;
         for change in changes {
             self.follow(change);
@@ -264,6 +280,11 @@ impl<R: Rng> Registry<R> {
             failed(&error);
             None
         })
+    }
+
+    fn refuse(&mut self, gateway: &NodeName, reason: DropReason) {
+        let to = Destination::Gateway(Whom::One(gateway.clone()));
+        self.send(to, FromRegistry::Refused(reason.into()));
     }
 
     fn send(&mut self, destination: Destination, message: FromRegistry) {
@@ -307,6 +328,10 @@ impl<R: Rng> Registry<R> {
         datagram: &Datagram,
     ) -> Result<(), DropReason> {
         let handle = peek(&datagram.payload)?.subscriber;
+        if self.held.iter().any(|held| held.subscriber.handle == handle) {
+            // A counter that waits to be stored is one that was used.
+            self.store_held();
+        }
         let (subscriber, secrets) = self.known(handle)?;
         let source = datagram.source.ip();
         let registration = open_registration(&secrets.ksub, source, &datagram.payload)?;
@@ -322,6 +347,9 @@ impl<R: Rng> Registry<R> {
         if registration.leaving {
             return self.leave(&registration);
         }
+        if self.held.iter().any(|held| held.place.meets(&addresses)) {
+            self.store_held();
+        }
         if addresses.iter().any(|address| self.taken(handle, *address)) {
             return Err(DropReason::KeyxWrongAddress);
         }
@@ -331,7 +359,53 @@ impl<R: Rng> Registry<R> {
             source: datagram.source,
             addresses,
         };
-        self.accept(now, subscriber, &secrets, &registration, place)
+        self.held.push(Held {
+            at: now,
+            subscriber,
+            secrets,
+            registration,
+            place,
+        });
+        if self.held.len() >= self.config.registrations_per_flush {
+            self.store_held();
+        }
+        Ok(())
+    }
+
+    /// Stores what is held, by one flush, and answers.
+    fn store_held(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let held = std::mem::take(&mut self.held);
+        let lifetime = u64::from(self.config.lifetime_seconds);
+        let (origin, unix) = self.origin;
+        let stored: Vec<Accept> = held
+            .iter()
+            .map(|held| {
+                let unix_now = unix.saturating_add(held.at.saturating_since(origin).as_secs());
+                Accept {
+                    handle: held.subscriber.handle,
+                    counter: held.registration.counter,
+                    location: Location {
+                        addresses: held.place.addresses.clone(),
+                        expires_unix: unix_now.saturating_add(lifetime),
+                    },
+                }
+            })
+            .collect();
+        let outcome = self.store.accept_registrations(&stored).map_err(internal);
+        for (index, held) in held.into_iter().enumerate() {
+            let gateway = held.place.gateway.clone();
+            let outcome = match &outcome {
+                Ok(fresh) if fresh.get(index) == Some(&true) => self.answer(held),
+                Ok(_) => Err(DropReason::KeyxReplayed),
+                Err(reason) => Err(*reason),
+            };
+            if let Err(reason) = outcome {
+                self.refuse(&gateway, reason);
+            }
+        }
     }
 
     fn known(&self, handle: SubscriberHandle) -> Result<(Subscriber, SubscriberSecrets), DropReason> {
@@ -370,14 +444,15 @@ impl<R: Rng> Registry<R> {
         Ok(())
     }
 
-    fn accept(
-        &mut self,
-        now: Instant,
-        subscriber: Subscriber,
-        secrets: &SubscriberSecrets,
-        registration: &Registration,
-        place: Place,
-    ) -> Result<(), DropReason> {
+    /// A registration that is stored: everybody concerned learns of it.
+    fn answer(&mut self, held: Held) -> Result<(), DropReason> {
+        let Held {
+            at: now,
+            subscriber,
+            secrets,
+            registration,
+            place,
+        } = held;
         let Place {
             gateway,
             keyserver,
@@ -386,19 +461,6 @@ impl<R: Rng> Registry<R> {
         } = place;
         let handle = subscriber.handle;
         let lifetime = u64::from(self.config.lifetime_seconds);
-        let (origin, unix) = self.origin;
-        let unix_now = unix.saturating_add(now.saturating_since(origin).as_secs());
-        let location = Location {
-            addresses: addresses.clone(),
-            expires_unix: unix_now.saturating_add(lifetime),
-        };
-        let fresh = self
-            .store
-            .accept_registration(handle, registration.counter, &location)
-            .map_err(internal)?;
-        if !fresh {
-            return Err(DropReason::KeyxReplayed);
-        }
         let mut nonce = [0; 32];
         self.rng.fill(&mut nonce);
         let terms = Terms {
@@ -498,10 +560,15 @@ impl<R: Rng> Registry<R> {
 
     // -- credentials --------------------------------------------------------------------------------------
 
-    /// Policy and credentials for one peer, if the subscriber may talk to it.
-    fn credential(&self, handle: SubscriberHandle, peer: IpAddr) -> Option<(PeerPolicy, Credentials)> {
+    /// Policy and credentials for one peer, if the subscriber may talk to it at this level.
+    fn credential(
+        &self,
+        handle: SubscriberHandle,
+        peer: IpAddr,
+        level: u8,
+    ) -> Option<(PeerPolicy, Credentials)> {
         let (subscriber, secrets) = self.known(handle).ok()?;
-        let matches = |policy: &PeerPolicy| policy.peer.contains(peer);
+        let matches = |policy: &PeerPolicy| policy.level == level && policy.peer.contains(peer);
         let index = subscriber.peers.iter().position(matches)?;
         let credentials = secrets.credentials.get(index)?.clone();
         Some((subscriber.peers.into_iter().nth(index)?, credentials))
@@ -564,12 +631,27 @@ impl<R: Rng> Registry<R> {
     }
 }
 
+/// A registration that was found good and waits to be stored.
+struct Held {
+    at: Instant,
+    subscriber: Subscriber,
+    secrets: SubscriberSecrets,
+    registration: Registration,
+    place: Place,
+}
+
 /// Where a registration came from, and who is to serve it.
 struct Place {
     gateway: NodeName,
     keyserver: Option<NodeName>,
     source: SocketAddr,
     addresses: Vec<IpAddr>,
+}
+
+impl Place {
+    fn meets(&self, addresses: &[IpAddr]) -> bool {
+        self.addresses.iter().any(|address| addresses.contains(address))
+    }
 }
 
 /// The store failed: nothing is known about the subscriber now.

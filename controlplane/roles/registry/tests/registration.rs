@@ -72,15 +72,12 @@ impl World {
 
     /// A registry that starts `seconds` later than the first.
     fn at(path: &Path, seconds: u64) -> Self {
+        Self::with(path, seconds, Config::default())
+    }
+
+    fn with(path: &Path, seconds: u64, config: Config) -> Self {
         let now = Instant::from_secs(5);
-        let registry = Registry::new(
-            Box::new(open(path)),
-            Config::default(),
-            Counter(0),
-            now,
-            UNIX + seconds,
-        )
-        .unwrap();
+        let registry = Registry::new(Box::new(open(path)), config, Counter(0), now, UNIX + seconds).unwrap();
         Self { registry, now }
     }
 
@@ -379,6 +376,7 @@ fn credentials_are_for_the_peers_of_the_subscriber_alone() {
             request: 7,
             subscriber,
             peer: peer.parse().unwrap(),
+            level: 0,
         };
         world.registry.handle(world.now, &NodeName::default(), message);
         match world.drain().remove(0) {
@@ -398,4 +396,80 @@ fn credentials_are_for_the_peers_of_the_subscriber_alone() {
     assert_eq!(psk.psk.as_ref().unwrap().expose(), b"the pre-shared key of alice");
     assert!(ask(alice.handle, "198.51.100.1").is_none());
     assert!(ask(SubscriberHandle(99), "192.0.2.77").is_none());
+}
+
+fn answers(messages: &[(Destination, FromRegistry)]) -> usize {
+    let answer = |message: &&(Destination, FromRegistry)| matches!(message.1, FromRegistry::Answer { .. });
+    messages.iter().filter(answer).count()
+}
+
+#[test]
+fn registrations_of_one_turn_are_stored_together_and_mean_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config {
+        registrations_per_flush: 8,
+        ..Config::default()
+    };
+    let mut world = World::with(&directory.path().join("s"), 0, config);
+    let mut alice = world.add("alice", Attachment::Registered, &["10.0.0.0/24"]);
+    let mut bob = world.add("bob", Attachment::Registered, &["10.0.0.0/24"]);
+    let mut carol = world.add("carol", Attachment::Registered, &["10.0.1.1"]);
+    let addresses: [IpAddr; 2] = ["10.0.0.7", "10.0.0.8"].map(|text| text.parse().unwrap());
+    (alice.address, bob.address) = (addresses[0], addresses[1]);
+
+    // Two that have nothing to do with each other wait for the end of the turn.
+    let (_, first) = alice.register(&[addresses[0]]);
+    assert_eq!(world.exchange(first.clone()), []);
+    let carols = carol.address;
+    let (_, other) = carol.register(&[carols]);
+    assert_eq!(world.exchange(other), []);
+    assert!(world.registry.poll_timeout() <= Some(world.now));
+    world.registry.handle_timeout(world.now);
+    assert_eq!(answers(&world.drain()), 2);
+    assert_eq!(world.registry.registered(), 2);
+
+    // A second of the same terminal, and one at an address that is being taken, are judged by what is stored.
+    let (_, second) = alice.register(&[addresses[0]]);
+    assert_eq!(world.exchange(second.clone()), []);
+    assert_eq!(world.exchange(first).len(), 2, "an answer, and a replay refused");
+    let (_, third) = alice.register(&[addresses[0]]);
+    assert_eq!(world.exchange(third), []);
+    let (_, stolen) = bob.register(&[addresses[0]]);
+    let messages = world.exchange(Datagram {
+        source: SocketAddr::new(addresses[0], 500),
+        ..stolen
+    });
+    let refused = FromRegistry::Refused(DropReason::KeyxWrongAddress.into());
+    assert!(answers(&messages) == 1 && messages.iter().any(|(_, message)| *message == refused));
+    assert_eq!(world.refused(second), DropReason::KeyxReplayed);
+}
+
+#[test]
+fn a_full_turn_does_not_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = |per_flush| {
+        let config = Config {
+            registrations_per_flush: per_flush,
+            ..Config::default()
+        };
+        let mut world = World::with(&directory.path().join(format!("{per_flush}")), 0, config);
+        let terminals = (0..64).map(|number| {
+            let address = format!("10.0.0.{number}");
+            world.add(&address, Attachment::Registered, &[&address])
+        });
+        let registrations: Vec<Datagram> = terminals
+            .collect::<Vec<_>>()
+            .iter_mut()
+            .map(|terminal| terminal.register(&[terminal.address]).1)
+            .collect();
+        let since = std::time::Instant::now();
+        let answered = registrations
+            .into_iter()
+            .map(|datagram| answers(&world.exchange(datagram)))
+            .sum::<usize>();
+        assert_eq!(answered, 64);
+        since.elapsed()
+    };
+    let (each, together) = (time(1), time(64));
+    println!("64 registrations stored one by one {each:?}, together {together:?}");
 }

@@ -22,17 +22,25 @@
 //! local_ports = 1024                  # the terminal's; default: any
 //! action = "protect"                  # protect, bypass or discard
 //! gateway = "203.0.113.1"             # protect: the peers' security gateway, which tunnels for them; default: none
+//! level = 5                           # protect: for packets of this sensitivity level alone; default: whatever their level
+//!
+//! [[level]]                           # an application chooses a level by the mark of its socket (SO_MARK)
+//! level = 5                           # 1 to 255
+//! mark = 5                            # default: the level
+//! mask = 0xff                         # bits of the mark that count; default: all
+//! tun = "towpath0-5"                  # user space: its device; default: the name of `tun`, and the level
 //! ```
 
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use serde::de::{self, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use towpath_base::SecretKey;
+use serde::{Deserialize, Serialize};
 use towpath_base::selector::{Prefix, TrafficSelector};
-use zeroize::Zeroizing;
+
+mod scalars;
+
+pub use scalars::{Ksub, PortRange, Protocol};
 
 /// The whole file. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +89,34 @@ pub struct TerminalConfig {
     /// The security policy database, in order.
     #[serde(rename = "policy", default)]
     pub policies: Vec<PolicyConfig>,
+    /// Sensitivity levels applications can choose.
+    #[serde(rename = "level", default, skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<LevelConfig>,
+}
+
+/// A sensitivity level, and how an application chooses it (T21).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LevelConfig {
+    /// 1 to 255; 0 is that of packets nobody chose one for.
+    pub level: u8,
+    /// Mark of the application's socket; the level when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<u32>,
+    /// Bits of the mark that count; all when absent.
+    #[serde(default = "all_bits", skip_serializing_if = "is_all_bits")]
+    pub mask: u32,
+    /// In user space: name of the TUN device its packets are routed into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tun: Option<String>,
+}
+
+impl LevelConfig {
+    /// Mark and mask.
+    pub fn mark(&self) -> (u32, u32) {
+        let mark = self.mark.unwrap_or(self.level.into());
+        (mark & self.mask, self.mask)
+    }
 }
 
 /// Most bytes that protecting a packet adds: outer IPv6 header 40, UDP 8, ESP header 8, IV 16, padding and
@@ -92,6 +128,9 @@ pub const MIN_MTU: u16 = 1280;
 
 /// Most policies a terminal holds.
 pub const MAX_POLICIES: usize = 32;
+
+/// Most levels beside 0: each has its device or its policies.
+pub const MAX_LEVELS: usize = 8;
 
 /// Most addresses a terminal registers.
 pub const MAX_ADDRESSES: usize = 4;
@@ -135,6 +174,9 @@ pub struct PolicyConfig {
     /// The security gateway the peers are behind; without it the SA is with the peer itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
+    /// The sensitivity level of the packets it is about; whatever their level when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<u8>,
 }
 
 impl PolicyConfig {
@@ -172,211 +214,6 @@ pub enum Action {
     Discard,
 }
 
-/// An IP protocol by name or number; 0 is any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Protocol(pub u8);
-
-impl Protocol {
-    const NAMES: &'static [(&'static str, u8)] = &[
-        ("any", 0),
-        ("icmp", 1),
-        ("tcp", 6),
-        ("udp", 17),
-        ("icmpv6", 58),
-        ("sctp", 132),
-    ];
-
-    fn is_any(&self) -> bool {
-        self.0 == 0
-    }
-
-    fn has_ports(self) -> bool {
-        matches!(self.0, 6 | 17 | 132 | 136)
-    }
-}
-
-impl Serialize for Protocol {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match Self::NAMES.iter().find(|(_, number)| *number == self.0) {
-            Some((name, _)) => serializer.serialize_str(name),
-            None => serializer.serialize_u8(self.0),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Protocol {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-
-        impl Visitor<'_> for Any {
-            type Value = Protocol;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("tcp, udp, icmp, icmpv6, sctp, any or a protocol number up to 255")
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Protocol, E> {
-                u8::try_from(number)
-                    .map(Protocol)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(number), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Protocol, E> {
-                u8::try_from(number)
-                    .map(Protocol)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Protocol, E> {
-                Protocol::NAMES
-                    .iter()
-                    .find(|(name, _)| *name == text)
-                    .map(|(_, number)| Protocol(*number))
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-
-        deserializer.deserialize_any(Any)
-    }
-}
-
-/// A port or an inclusive range of ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PortRange {
-    /// First port.
-    pub first: u16,
-    /// Last port, not below [`Self::first`].
-    pub last: u16,
-}
-
-impl PortRange {
-    fn is_any(&self) -> bool {
-        *self == Self::default()
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        (first <= last).then_some(Self { first, last })
-    }
-}
-
-impl Default for PortRange {
-    fn default() -> Self {
-        Self {
-            first: 0,
-            last: u16::MAX,
-        }
-    }
-}
-
-impl Serialize for PortRange {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.first == self.last {
-            serializer.serialize_u16(self.first)
-        } else {
-            serializer.collect_str(&format_args!("{}-{}", self.first, self.last))
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for PortRange {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-
-        impl Visitor<'_> for Any {
-            type Value = PortRange;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port (443) or a range of ports (\"8000-8100\")")
-            }
-
-            fn visit_i64<E: de::Error>(self, port: i64) -> Result<PortRange, E> {
-                u16::try_from(port)
-                    .map(|port| PortRange {
-                        first: port,
-                        last: port,
-                    })
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(port), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, port: u64) -> Result<PortRange, E> {
-                u16::try_from(port)
-                    .map(|port| PortRange {
-                        first: port,
-                        last: port,
-                    })
-                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(port), &self))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<PortRange, E> {
-                PortRange::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-
-        deserializer.deserialize_any(Any)
-    }
-}
-
-/// The subscriber key as 64 hex digits; never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Ksub(SecretKey<32>);
-
-impl Ksub {
-    /// Takes over `key`.
-    pub const fn new(key: SecretKey<32>) -> Self {
-        Self(key)
-    }
-
-    /// Reads 64 hex digits, surrounding white space ignored; `None` for anything else.
-    pub fn from_hex(text: &str) -> Option<Self> {
-        let digits = text.trim().as_bytes();
-        let mut key = Zeroizing::new([0u8; 32]);
-        if digits.len() != 2 * key.len() {
-            return None;
-        }
-        for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
-            let pair = std::str::from_utf8(pair)
-                .ok()
-                .filter(|pair| !pair.starts_with('+'))?;
-            *byte = u8::from_str_radix(pair, 16).ok()?;
-        }
-        Some(Self(SecretKey::new(*key)))
-    }
-
-    /// The key.
-    pub const fn key(&self) -> &SecretKey<32> {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Ksub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl Serialize for Ksub {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let hex: Zeroizing<String> =
-            Zeroizing::new(self.0.expose().iter().map(|byte| format!("{byte:02x}")).collect());
-        serializer.serialize_str(&hex)
-    }
-}
-
-impl<'de> Deserialize<'de> for Ksub {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Zeroizing::new(String::deserialize(deserializer)?);
-        // The value itself stays out of the message: it is a secret, mistyped.
-        Self::from_hex(&text).ok_or_else(|| {
-            de::Error::custom(format_args!(
-                "expected 64 hex digits, found {} characters",
-                text.trim().len()
-            ))
-        })
-    }
-}
-
 /// What is wrong with a configuration that parses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidConfig {
@@ -412,8 +249,7 @@ impl TerminalConfig {
             }
         }
         for (field, name) in [("interface", &self.interface), ("tun", &self.tun)] {
-            let fits = !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ']);
-            if !fits {
+            if !is_interface_name(name) {
                 let value = format!("{name:?}");
                 return Err(wrong(field, &value, "an interface name of 1 to 15 characters"));
             }
@@ -442,7 +278,62 @@ impl TerminalConfig {
         if self.reserved_spi == 0 {
             return Err(wrong("reserved_spi", &0, "a number above 0"));
         }
+        self.validate_levels()?;
         self.validate_policies()
+    }
+
+    /// Name of the TUN device of a level.
+    pub fn tun_of(&self, level: &LevelConfig) -> String {
+        let own = level.tun.clone();
+        own.unwrap_or_else(|| format!("{}-{}", self.tun, level.level))
+    }
+
+    fn validate_levels(&self) -> Result<(), InvalidConfig> {
+        let wrong = |field: &str, value: String, expected: &str| {
+            Err(InvalidConfig {
+                field: field.to_owned(),
+                value,
+                expected: expected.to_owned(),
+            })
+        };
+        if self.levels.len() > MAX_LEVELS {
+            let value = format!("{} levels", self.levels.len());
+            return wrong("level", value, &format!("at most {MAX_LEVELS} levels"));
+        }
+        for (index, level) in self.levels.iter().enumerate() {
+            let field = |key: &str| format!("level[{index}].{key}");
+            let before = &self.levels[..index];
+            if level.level == 0 || before.iter().any(|other| other.level == level.level) {
+                let expected = "1 to 255, each level once";
+                return wrong(&field("level"), level.level.to_string(), expected);
+            }
+            let (mark, mask) = level.mark();
+            let same = |other: &LevelConfig| {
+                let (theirs, their_mask) = other.mark();
+                (mark ^ theirs) & mask & their_mask == 0
+            };
+            if mark == 0 || before.iter().any(same) {
+                let value = format!("{mark:#x}/{mask:#x}");
+                return wrong(
+                    &field("mark"),
+                    value,
+                    "a mark other than 0 that no other level has",
+                );
+            }
+            let tun = self.tun_of(level);
+            let names = before.iter().map(|other| self.tun_of(other));
+            let taken = names
+                .chain([self.tun.clone(), self.interface.clone()])
+                .any(|other| other == tun);
+            if taken || !is_interface_name(&tun) {
+                return wrong(
+                    &field("tun"),
+                    format!("{tun:?}"),
+                    "an interface name of 1 to 15 characters, no other's",
+                );
+            }
+        }
+        Ok(())
     }
 
     fn validate_policies(&self) -> Result<(), InvalidConfig> {
@@ -483,6 +374,17 @@ impl TerminalConfig {
                     );
                 }
             }
+            if let Some(level) = policy.level {
+                let field = format!("policy[{index}].level");
+                let known = level == 0 || self.levels.iter().any(|known| known.level == level);
+                if !known {
+                    return wrong(field, level.to_string(), "0, or a level with an entry of its own");
+                }
+                // What comes in clear shows no level.
+                if policy.action != Action::Protect {
+                    return wrong(field, level.to_string(), "no level unless the action is protect");
+                }
+            }
             let field = format!("policy[{index}].gateway");
             if let Some(gateway) = policy.gateway {
                 if policy.action != Action::Protect {
@@ -511,6 +413,19 @@ impl TerminalConfig {
         }
         Ok(())
     }
+}
+
+fn is_interface_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' '])
+}
+
+const fn all_bits() -> u32 {
+    u32::MAX
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+const fn is_all_bits(mask: &u32) -> bool {
+    *mask == u32::MAX
 }
 
 fn default_name() -> String {
@@ -548,6 +463,8 @@ mod tests {
         ))
     }
 
+    const LEVELS: &str = "[[level]]\nlevel = 5\n[[level]]\nlevel = 7\nmark = 0x123\nmask = 0xff00\n";
+
     fn parse(text: &str) -> Result<TerminalConfig, toml::de::Error> {
         toml::from_str(text)
     }
@@ -568,7 +485,14 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let config = parse(&text(str::to_owned)).unwrap();
+        let config = parse(&text(|text| {
+            text.replace("\"bypass\"", "\"protect\"\nlevel = 5") + LEVELS
+        }))
+        .unwrap();
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(config.levels[0].mark(), (5, u32::MAX));
+        assert_eq!(config.levels[1].mark(), (0x100, 0xff00));
+        assert_eq!(config.tun_of(&config.levels[0]), "towpath0-5");
         assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
     }
 
@@ -611,6 +535,23 @@ mod tests {
                 "\"bypass\"",
                 "\"bypass\"\ngateway = \"2001:db8::2\"",
                 "policy[1].gateway",
+            ),
+            ("\"protect\"", "\"protect\"\nlevel = 5", "policy[0].level"),
+            ("\"bypass\"", "\"bypass\"\nlevel = 0", "policy[1].level"),
+            (
+                "[[policy]]\npeer = \"2001",
+                "[[level]]\nlevel = 0\n[[policy]]\npeer = \"2001",
+                "level[0].level",
+            ),
+            (
+                "[[policy]]\npeer = \"2001",
+                "[[level]]\nlevel = 1\nmark = 0x100\nmask = 0xff\n[[policy]]\npeer = \"2001",
+                "level[0].mark",
+            ),
+            (
+                "[[policy]]\npeer = \"2001",
+                "[[level]]\nlevel = 1\ntun = \"eth0\"\n[[policy]]\npeer = \"2001",
+                "level[0].tun",
             ),
         ];
         for (from, to, field) in cases {

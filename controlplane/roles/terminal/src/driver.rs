@@ -98,7 +98,7 @@ impl<'c> Driver<'c> {
                 remote: policy.remote_selector(),
                 first_local_port: policy.local_ports.first,
                 last_local_port: policy.local_ports.last,
-                level: None,
+                level: policy.level,
                 action: match policy.action {
                     Action::Protect => CoreAction::Protect { peer: policy.gateway },
                     Action::Bypass => CoreAction::Bypass,
@@ -219,10 +219,10 @@ impl<'c> Driver<'c> {
                     source_port: Some(source_port),
                     destination_port: Some(destination_port),
                 };
-                if !Kernel::is_ours(reqid) {
+                let Some(level) = Kernel::level_of(reqid) else {
                     return;
-                }
-                if let Err(reason) = self.core.acquire(now, source, destination, 0, &flow) {
+                };
+                if let Err(reason) = self.core.acquire(now, source, destination, level, &flow) {
                     debug!(%destination, reason = reason.name(), "a packet's SA is not asked for");
                 }
             }
@@ -238,9 +238,11 @@ impl<'c> Driver<'c> {
 
     /// Takes what has arrived, a batch from each source.
     pub(crate) fn receive(&mut self) -> Result<(), RunError> {
-        for _ in 0..BATCH {
-            if !self.receive_plain()? {
-                break;
+        for source in 0..self.host.sources() {
+            for _ in 0..BATCH {
+                if !self.receive_plain(source)? {
+                    break;
+                }
             }
         }
         self.receive_kernel();
@@ -254,14 +256,15 @@ impl<'c> Driver<'c> {
         self.flush()
     }
 
-    fn receive_plain(&mut self) -> Result<bool, HostError> {
+    fn receive_plain(&mut self, source: usize) -> Result<bool, HostError> {
         let now = self.now();
         let room = self.buffer.get_mut(BUFFER_HEADROOM..).unwrap_or_default();
-        let Some(len) = self.host.recv_plain(room)? else {
+        let Some((level, len)) = self.host.recv_plain(source, room)? else {
             return Ok(false);
         };
         if let Some(mut packet) = PacketBuf::new(&mut self.buffer, BUFFER_HEADROOM, len) {
-            let disposition = self.core.handle_plain(now, &mut packet, &mut SystemRng);
+            let rng = &mut SystemRng;
+            let disposition = self.core.handle_plain_at(now, level, &mut packet, rng);
             dispose(&self.host, &mut self.unsent, disposition, packet.bytes());
         }
         Ok(true)

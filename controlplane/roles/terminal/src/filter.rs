@@ -157,6 +157,8 @@ impl Program {
             for policy in policies
                 .iter()
                 .filter(|policy| policy.peer.address().is_ipv4() == ipv4)
+                // What arrives in clear has no level.
+                .filter(|policy| policy.level.is_none_or(|level| level == 0))
             {
                 program.policy(policy, addresses, ipv4);
             }

@@ -18,17 +18,20 @@ use towpath_base::selector::Prefix;
 use towpath_common::wire::{PORT_IKE, PORT_IKE_NATT};
 use towpath_kernel::xfrm::Event;
 use towpath_kernel::{
-    Addresses, Inbound, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun, XfrmEvents, sysctl,
-    udp_encap,
+    Addresses, Inbound, MAIN_TABLE, MarkRule, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun,
+    XfrmEvents, sysctl, udp_encap,
 };
 use tracing::{debug, info, warn};
 
-use crate::config::{Action, Backend, ESP_OVERHEAD, MAX_ADDRESSES, MIN_MTU, TerminalConfig};
+use crate::config::{Action, Backend, ESP_OVERHEAD, LevelConfig, MAX_ADDRESSES, MIN_MTU, TerminalConfig};
 use crate::filter::Filter;
 use crate::kernel::{Kernel, Shared};
 
 /// How long to wait for the interface's addresses: duplicate address detection takes about two seconds.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where our rules for marks stand ("tp" in ASCII): before those of the main table.
+const RULE_PRIORITY: u32 = 0x7470;
 
 /// The kernel's IPsec in use.
 pub(crate) struct InKernel {
@@ -48,8 +51,10 @@ impl std::fmt::Debug for InKernel {
 pub(crate) struct Host {
     /// Addresses of the terminal, those of one family in the interface's order.
     pub(crate) addresses: Vec<IpAddr>,
-    /// Plain packets; none where the kernel seals and opens.
+    /// Plain packets, and received ones for the applications; none where the kernel seals and opens.
     pub(crate) tun: Option<AsyncFd<Tun>>,
+    /// Plain packets of the levels applications choose.
+    pub(crate) levels: Vec<(u8, AsyncFd<Tun>)>,
     /// Keeps clear packets out, where there is a TUN device.
     pub(crate) filter: Option<Filter>,
     /// The kernel's IPsec, where it seals and opens.
@@ -62,6 +67,7 @@ pub(crate) struct Host {
     pub(crate) mtu: u16,
     netlink: Netlink,
     routes: Vec<Route>,
+    rules: Vec<MarkRule>,
 }
 
 /// The host does not give what the terminal needs.
@@ -158,6 +164,7 @@ impl Host {
         let mut host = Self {
             addresses,
             tun: None,
+            levels: Vec::new(),
             filter: None,
             kernel: None,
             inbound,
@@ -165,6 +172,7 @@ impl Host {
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             netlink,
             routes: Vec::new(),
+            rules: Vec::new(),
         };
         match xfrm {
             Some(xfrm) => {
@@ -189,15 +197,14 @@ impl Host {
         self.mtu = config.mtu.unwrap_or(u16::try_from(room).unwrap_or(u16::MAX));
         let what = format!("TUN device {}", config.tun);
         let tun = Tun::create(&config.tun, self.mtu).map_err(io_error(what.clone()))?;
-        let routes = routes(config, &self.addresses, tun.index());
+        let routes = routes(config, &self.addresses, tun.index(), None);
         self.tun = Some(registered(tun).map_err(io_error(what))?);
         if routes.is_empty() {
             return Err(HostError::NoReachablePeer);
         }
-        for route in routes {
-            self.netlink.add_route(&route).await?;
-            info!(to = %route.destination, source = %route.source, device = config.tun, "route");
-            self.routes.push(route);
+        self.add_routes(routes, &config.tun).await?;
+        for level in &config.levels {
+            self.open_level(config, level).await?;
         }
         if config.inbound_filter {
             match Filter::install(&config.interface, &config.policies, &self.addresses) {
@@ -205,6 +212,50 @@ impl Host {
                 Err(error) => warn!(%error, "packets that arrive in clear are not dropped"),
             }
         }
+        Ok(())
+    }
+
+    async fn add_routes(&mut self, routes: Vec<Route>, device: &str) -> Result<(), HostError> {
+        for route in routes {
+            self.netlink.add_route(&route).await?;
+            info!(to = %route.destination, source = %route.source, device, "route");
+            self.routes.push(route);
+        }
+        Ok(())
+    }
+
+    /// Makes the TUN device of a level, and leads packets with its mark there.
+    async fn open_level(&mut self, config: &TerminalConfig, level: &LevelConfig) -> Result<(), HostError> {
+        let name = config.tun_of(level);
+        let what = format!("TUN device {name}");
+        let tun = Tun::create(&name, self.mtu).map_err(io_error(what.clone()))?;
+        let routes = routes(config, &self.addresses, tun.index(), Some(level.level));
+        self.levels
+            .push((level.level, registered(tun).map_err(io_error(what))?));
+        self.add_routes(routes, &name).await?;
+        let (mark, mask) = level.mark();
+        for v4 in [true, false] {
+            if !self.addresses.iter().any(|address| address.is_ipv4() == v4) {
+                continue;
+            }
+            let rule = MarkRule {
+                v4,
+                mark,
+                mask,
+                table: table_of(level.level),
+                priority: RULE_PRIORITY,
+            };
+            // Of a killed process; usually there is none.
+            let _ = self.netlink.remove_rule(&rule).await;
+            self.netlink.add_rule(&rule).await?;
+            self.rules.push(rule);
+        }
+        info!(
+            level = level.level,
+            mark = format!("{mark:#x}/{mask:#x}"),
+            device = name,
+            "level"
+        );
         Ok(())
     }
 
@@ -217,7 +268,7 @@ impl Host {
                 .iter()
                 .filter(|socket| socket.poll_read_ready(cx).is_ready())
                 .count();
-            let plain = self.tun.iter();
+            let plain = self.tun.iter().chain(self.levels.iter().map(|(_, tun)| tun));
             let plain = plain.filter(|tun| tun.poll_read_ready(cx).is_ready()).count();
             let kernel = self.kernel.iter();
             let kernel = kernel
@@ -232,16 +283,27 @@ impl Host {
         .await;
     }
 
-    /// One plain packet of this host into `buffer`; `None` when there is none.
+    /// The sensitivity levels packets come from, by number for [`Host::recv_plain`].
+    pub(crate) fn sources(&self) -> usize {
+        self.tun.iter().len() + self.levels.len()
+    }
+
+    /// One plain packet of this host from source `index` into `buffer`: its level and length. `None` when there is none.
     ///
     /// # Errors
     /// The device is gone.
-    pub(crate) fn recv_plain(&self, buffer: &mut [u8]) -> Result<Option<usize>, HostError> {
-        let Some(tun) = &self.tun else {
+    pub(crate) fn recv_plain(
+        &self,
+        index: usize,
+        buffer: &mut [u8],
+    ) -> Result<Option<(u8, usize)>, HostError> {
+        let first = self.tun.iter().map(|tun| (0, tun));
+        let others = self.levels.iter().map(|(level, tun)| (*level, tun));
+        let Some((level, tun)) = first.chain(others).nth(index) else {
             return Ok(None);
         };
         match tun.try_io(Interest::READABLE, |tun| tun.recv(buffer)) {
-            Ok(len) => Ok(Some(len)),
+            Ok(len) => Ok(Some((level, len))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(io_error(format!("TUN device {}", tun.get_ref().name()))(error)),
         }
@@ -303,6 +365,11 @@ impl Host {
     pub(crate) async fn close(self) {
         if let Some(kernel) = &self.kernel {
             kernel.tables.borrow_mut().close();
+        }
+        for rule in &self.rules {
+            if let Err(error) = self.netlink.remove_rule(rule).await {
+                warn!(%error, "cleaning up");
+            }
         }
         for route in &self.routes {
             if let Err(error) = self.netlink.remove_route(route).await {
@@ -367,14 +434,19 @@ fn shown(addresses: &Addresses) -> String {
     }
 }
 
+/// The table of a level's routes ("tp" in ASCII, and the level).
+const fn table_of(level: u8) -> u32 {
+    0x7470_0000 | level as u32
+}
+
 /// One route per prefix that is protected or discarded: what is bypassed inside one of them comes back out of
-/// the core in clear.
-fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32) -> Vec<Route> {
+/// the core in clear. With `level`: the routes packets of that level look at first.
+fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32, level: Option<u8>) -> Vec<Route> {
     let mut routes: BTreeMap<Prefix, Route> = BTreeMap::new();
     for policy in config
         .policies
         .iter()
-        .filter(|policy| policy.action != Action::Bypass)
+        .filter(|policy| policy.action != Action::Bypass && policy.level.filter(|level| *level != 0) == level)
     {
         let destination = policy.peer;
         let family = destination.address().is_ipv4();
@@ -386,6 +458,7 @@ fn routes(config: &TerminalConfig, addresses: &[IpAddr], interface: u32) -> Vec<
                         destination,
                         interface,
                         source,
+                        table: level.map_or(MAIN_TABLE, table_of),
                     },
                 );
             }

@@ -11,7 +11,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
-use towpath_base::Spi;
 use towpath_base::crypto::{EspProvider, InvalidKey};
 use towpath_base::sa::{ChildSa, EspKeys, EspSuite, Mode};
 use towpath_base::selector::{Prefix, TrafficSelector};
@@ -21,7 +20,10 @@ use towpath_kernel::{Xfrm, sysctl};
 use towpath_terminal_core::{SaName, SaStatus, SoftEsp};
 use tracing::{debug, info, warn};
 
-use crate::config::{Action as Wanted, PolicyConfig, TerminalConfig};
+mod selectors;
+
+use self::selectors::selectors;
+use crate::config::{Action as Wanted, LevelConfig, PolicyConfig, TerminalConfig};
 
 /// Suites the kernel must have to be chosen without being asked for.
 const EXPECTED: [EspSuite; 3] = [
@@ -30,7 +32,7 @@ const EXPECTED: [EspSuite; 3] = [
     EspSuite::Aes256CbcSha256,
 ];
 
-/// Marks states and policies as ours ("tp" in ASCII).
+/// Marks states and policies as ours ("tp" in ASCII); the last byte is the sensitivity level.
 const REQID: u32 = 0x7470_0000;
 
 /// Priorities of our policies: the exceptions, then two for each entry of the configuration.
@@ -60,11 +62,11 @@ impl EspProvider for Provider {
         SoftEsp.transform(suite, keys)
     }
 
-    fn adopt(&self, _level: u8, sa: &ChildSa) -> Result<(), InvalidKey> {
+    fn adopt(&self, level: u8, sa: &ChildSa) -> Result<(), InvalidKey> {
         let Some(kernel) = &self.0 else {
             return Ok(());
         };
-        kernel.borrow_mut().adopt(sa).map_err(|error| {
+        kernel.borrow_mut().adopt(level, sa).map_err(|error| {
             warn!(peer = %sa.remote, suite = %sa.suite, %error, "the kernel does not take the SA");
             InvalidKey
         })
@@ -74,6 +76,7 @@ impl EspProvider for Provider {
 /// An SA in the kernel.
 struct Installed {
     sa: ChildSa,
+    level: u8,
     /// Its sending half is there.
     sends: bool,
     received: Use,
@@ -111,6 +114,7 @@ pub(crate) struct Activity {
 pub(crate) struct Kernel {
     xfrm: Xfrm,
     entries: Vec<PolicyConfig>,
+    levels: Vec<LevelConfig>,
     addresses: Vec<IpAddr>,
     installed: Vec<Installed>,
     policies: HashMap<PolicyKey, PolicyRule>,
@@ -135,9 +139,10 @@ impl Kernel {
     /// Takes over the kernel's tables: what an earlier process left there is removed, the configuration's policies are
     /// in force when this returns.
     pub(crate) fn open(xfrm: Xfrm, config: &TerminalConfig, addresses: &[IpAddr]) -> io::Result<Self> {
-        let swept = xfrm.sweep(Self::is_ours, |priority| {
-            (PRIORITY..PRIORITY_END).contains(&priority)
-        })?;
+        let swept = xfrm.sweep(
+            |reqid| Self::level_of(reqid).is_some(),
+            |priority| (PRIORITY..PRIORITY_END).contains(&priority),
+        )?;
         if swept > 0 {
             info!(swept, "removed SAs and policies of an earlier process");
         }
@@ -152,6 +157,7 @@ impl Kernel {
         let mut kernel = Self {
             xfrm,
             entries: config.policies.clone(),
+            levels: config.levels.clone(),
             addresses: addresses.to_vec(),
             installed: Vec::new(),
             policies: HashMap::new(),
@@ -162,28 +168,25 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Whether a policy of ours asked for it.
-    pub(crate) const fn is_ours(reqid: u32) -> bool {
-        reqid == REQID
+    /// The level of what has this reqid, if it is ours.
+    pub(crate) const fn level_of(reqid: u32) -> Option<u8> {
+        if reqid & 0xffff_ff00 == REQID {
+            Some(reqid as u8)
+        } else {
+            None
+        }
     }
 
     /// Writes the receiving half of `sa`.
-    fn adopt(&mut self, sa: &ChildSa) -> io::Result<()> {
+    fn adopt(&mut self, level: u8, sa: &ChildSa) -> io::Result<()> {
         let installed = Installed {
             sa: sa.clone(),
+            level,
             sends: false,
             received: Use::default(),
             sent: Use::default(),
         };
-        let state = State {
-            source: sa.remote,
-            destination: sa.local,
-            spi: sa.spi_in,
-            keys: &sa.keys_in,
-            encap: sa.encap.map(|encap| (encap.remote_port, encap.local_port)),
-            selector: state_selector(sa, Direction::In),
-            ..state(sa)
-        };
+        let state = state(sa, level, Direction::In);
         // One the core has forgotten.
         let _ = self.xfrm.delete_state(&state.id());
         self.xfrm.add_state(&state)?;
@@ -205,15 +208,7 @@ impl Kernel {
             let (xfrm, installed) = (&self.xfrm, &mut self.installed[at]);
             if sends(&installed.name()) && !installed.sends {
                 let sa = &installed.sa;
-                let state = State {
-                    source: sa.local,
-                    destination: sa.remote,
-                    spi: sa.spi_out,
-                    keys: &sa.keys_out,
-                    encap: sa.encap.map(|encap| (encap.local_port, encap.remote_port)),
-                    selector: state_selector(sa, Direction::Out),
-                    ..state(sa)
-                };
+                let state = state(sa, installed.level, Direction::Out);
                 match xfrm.add_state(&state) {
                     Ok(()) => installed.sends = true,
                     Err(error) => warn!(peer = %sa.remote, %error, "the kernel does not send on the SA"),
@@ -343,14 +338,21 @@ impl Kernel {
     fn rules_of(&self, entry: &PolicyConfig, address: IpAddr, priority: u32) -> Vec<PolicyRule> {
         let mut rules = Vec::new();
         let (local, remote) = entry.selectors(address);
+        let level = entry.level.unwrap_or(0);
+        let chosen = self.levels.iter().find(|known| known.level == level);
         for direction in [Direction::Out, Direction::In] {
+            // What arrives has no mark.
+            let mark = chosen
+                .map(LevelConfig::mark)
+                .filter(|_| direction == Direction::Out);
             let template = |mode, remote| Template {
                 mode,
                 outer: (mode == Mode::Tunnel).then(|| outer(direction, address, remote)),
                 reqid: match direction {
-                    Direction::Out => REQID,
-                    // Whichever of the SAs it came by.
-                    Direction::In => 0,
+                    Direction::Out => reqid(level),
+                    // Whichever of the SAs it came by; a connection's own, where it has one.
+                    Direction::In if level == 0 => 0,
+                    Direction::In => reqid(level),
                 },
             };
             let own = match (entry.action, entry.gateway) {
@@ -364,12 +366,16 @@ impl Kernel {
                 rules.extend(selectors.map(|selector| PolicyRule {
                     direction,
                     selector,
-                    mark: None,
+                    mark,
                     priority,
                     action,
                 }));
             };
-            add(&local, &remote, priority + 1, own);
+            // Of another level than 0 only what an SA was made for is known to be one's when it arrives.
+            let everything = level == 0 || direction == Direction::Out;
+            if everything {
+                add(&local, &remote, priority + 1, own);
+            }
             let protects = entry.action == Wanted::Protect;
             for installed in self.installed.iter().filter(|_| protects) {
                 let sa = &installed.sa;
@@ -379,7 +385,8 @@ impl Kernel {
                 };
                 let used = direction == Direction::In || installed.sends;
                 let action = Action::Protect(template(sa.mode, sa.remote));
-                if !meant || !used || sa.local != address || action == own {
+                let implied = everything && action == own;
+                if !meant || !used || sa.local != address || implied || installed.level != level {
                     continue;
                 }
                 for (ours, theirs) in pairs(sa) {
@@ -393,33 +400,46 @@ impl Kernel {
     }
 }
 
-/// What both directions of an SA have in common, to be completed.
-fn state(sa: &ChildSa) -> State<'_> {
+/// The half of an SA that sends or receives.
+fn state(sa: &ChildSa, level: u8, direction: Direction) -> State<'_> {
+    let (source, destination) = outer(direction, sa.local, sa.remote);
+    let (spi, keys) = match direction {
+        Direction::Out => (sa.spi_out, &sa.keys_out),
+        Direction::In => (sa.spi_in, &sa.keys_in),
+    };
     State {
-        source: sa.remote,
-        destination: sa.local,
-        spi: Spi(0),
+        source,
+        destination,
+        spi,
         suite: sa.suite,
-        keys: &sa.keys_in,
+        keys,
         mode: sa.mode,
         esn: sa.esn,
-        encap: None,
-        reqid: REQID,
+        encap: sa.encap.map(|encap| match direction {
+            Direction::Out => (encap.local_port, encap.remote_port),
+            Direction::In => (encap.remote_port, encap.local_port),
+        }),
+        reqid: reqid(level),
         replay_window: REPLAY_WINDOW,
         lifetime: sa.lifetime,
         tfc_pad: 0,
-        selector: None,
+        selector: state_selector(sa, level, direction),
     }
 }
 
-/// The selector of a transport mode state, where one can say it.
-fn state_selector(sa: &ChildSa, direction: Direction) -> Option<Selector> {
+const fn reqid(level: u8) -> u32 {
+    REQID | level as u32
+}
+
+/// The selector of a state, where one can say it: in transport mode, and of one connection's SA, which must not carry
+/// another's packets.
+fn state_selector(sa: &ChildSa, level: u8, direction: Direction) -> Option<Selector> {
     let mut pairs = pairs(sa);
     let ((local, remote), None) = (pairs.next()?, pairs.next()) else {
         return None;
     };
     match selectors(direction, &local, &remote).as_slice() {
-        [selector] if sa.mode == Mode::Transport => Some(*selector),
+        [selector] if sa.mode == Mode::Transport || level != 0 => Some(*selector),
         _ => None,
     }
 }
@@ -488,115 +508,4 @@ fn exceptions() -> Vec<PolicyRule> {
         }
     }
     rules
-}
-
-/// The kernel's selectors for packets between `local` and `remote`: it knows prefixes and masks, not ranges.
-fn selectors(direction: Direction, local: &TrafficSelector, remote: &TrafficSelector) -> Vec<Selector> {
-    let protocol = if local.protocol == 0 {
-        remote.protocol
-    } else {
-        local.protocol
-    };
-    let (from, to) = match direction {
-        Direction::Out => (local, remote),
-        Direction::In => (remote, local),
-    };
-    let ports = |side: &TrafficSelector| -> Vec<(u16, u16)> {
-        let blocks = blocks(side.first_port.into(), side.last_port.into(), 16);
-        blocks
-            .into_iter()
-            .map(|(value, bits)| (value as u16, mask(bits)))
-            .collect()
-    };
-    let mut all = Vec::new();
-    for source in prefixes(from.first, from.last) {
-        for destination in prefixes(to.first, to.last) {
-            for &source_port in &ports(from) {
-                for &destination_port in &ports(to) {
-                    all.push(Selector {
-                        source,
-                        destination,
-                        protocol,
-                        source_port,
-                        destination_port,
-                    });
-                }
-            }
-        }
-    }
-    all
-}
-
-const fn mask(bits: u8) -> u16 {
-    match u16::MAX.checked_shl(16 - bits as u32) {
-        Some(mask) => mask,
-        None => 0,
-    }
-}
-
-fn prefixes(first: IpAddr, last: IpAddr) -> Vec<Prefix> {
-    let (from, to, width) = match (first, last) {
-        (IpAddr::V4(first), IpAddr::V4(last)) => (first.to_bits().into(), last.to_bits().into(), 32),
-        (IpAddr::V6(first), IpAddr::V6(last)) => (first.to_bits(), last.to_bits(), 128),
-        _ => return Vec::new(),
-    };
-    let address = |value: u128| match first {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(value as u32)),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(value)),
-    };
-    let blocks = blocks(from, to, width).into_iter();
-    blocks
-        .filter_map(|(value, bits)| Prefix::new(address(value), bits))
-        .collect()
-}
-
-/// The fewest aligned blocks that are `first` to `last`: value and leading bits of `width`.
-fn blocks(first: u128, last: u128, width: u8) -> Vec<(u128, u8)> {
-    let mut all = Vec::new();
-    let mut at = first;
-    loop {
-        // As large as the alignment of the start and the end permit.
-        let mut free = at.trailing_zeros().min(width.into()) as u8;
-        let end = |free: u8| at | 1u128.checked_shl(free.into()).map_or(u128::MAX, |size| size - 1);
-        while end(free) > last {
-            free -= 1;
-        }
-        all.push((at, width - free));
-        let end = end(free);
-        if end >= last {
-            return all;
-        }
-        at = end + 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_become_the_fewest_blocks() {
-        assert_eq!(blocks(0, 65535, 16), [(0, 0)]);
-        assert_eq!(blocks(80, 80, 16), [(80, 16)]);
-        assert_eq!(blocks(80, 90, 16), [(80, 13), (88, 15), (90, 16)]);
-        assert_eq!(blocks(1, 65535, 16).len(), 16);
-        assert_eq!(blocks(0, u128::MAX, 128), [(0, 0)]);
-        for (first, last) in [(3, 17), (0, 4095), (1000, 1001), (5, 5), (65535, 65535)] {
-            let covered: Vec<u128> = blocks(first, last, 16)
-                .into_iter()
-                .flat_map(|(value, bits)| value..value + (1 << (16 - bits)))
-                .collect();
-            assert_eq!(covered, (first..=last).collect::<Vec<_>>());
-        }
-        let net: Vec<String> = prefixes("10.0.0.1".parse().unwrap(), "10.0.0.6".parse().unwrap())
-            .iter()
-            .map(Prefix::to_string)
-            .collect();
-        assert_eq!(net, ["10.0.0.1", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6"]);
-    }
-
-    #[test]
-    fn port_masks_follow_the_bits() {
-        assert_eq!((mask(0), mask(16), mask(13)), (0, u16::MAX, 0xfff8));
-    }
 }

@@ -42,7 +42,9 @@ use tokio::time::sleep_until;
 use tracing::info;
 use zeroize::Zeroizing;
 
-pub use config::{Action, Backend, InvalidConfig, Ksub, PolicyConfig, PortRange, Protocol, TerminalConfig};
+pub use config::{
+    Action, Backend, InvalidConfig, Ksub, LevelConfig, PolicyConfig, PortRange, Protocol, TerminalConfig,
+};
 pub use host::HostError;
 pub use state::StateError;
 pub use status::{SaStatus, Status, query};

@@ -78,6 +78,9 @@ pub struct SaStatus {
     pub sending: bool,
     /// What the gateway may do: `full` or `none`.
     pub class: String,
+    /// Sensitivity level of its packets.
+    #[serde(default)]
+    pub level: u8,
     /// Packets received.
     pub packets_in: u64,
     /// Bytes received: plain IP packets.
@@ -100,6 +103,7 @@ impl From<&towpath_terminal_core::SaStatus> for SaStatus {
             udp_encapsulated: sa.encap,
             sending: !sa.replaced && !sa.standby,
             class: sa.class.to_string(),
+            level: sa.level,
             packets_in: sa.packets_in,
             bytes_in: sa.bytes_in,
             packets_out: sa.packets_out,
@@ -283,6 +287,7 @@ mod tests {
                 udp_encapsulated: false,
                 sending: true,
                 class: "full".to_owned(),
+                level: 0,
                 packets_in: 1,
                 bytes_in: 84,
                 packets_out: 2,

@@ -140,6 +140,7 @@ impl Daemon {
             spi_in: child.spi_in,
             spi_out: child.spi_out,
             class: child.class,
+            level: Some(key.lane.level),
             suite: Some(child.suite),
             mode: Some(child.mode),
             esn: Some(child.esn),

@@ -1,9 +1,13 @@
 //! What the admin socket is told about relayed connections.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use towpath_common::wire::protocol;
 use towpath_gateway::relay::{FlowView, RelayTotals};
 use towpath_gateway::worker::Flows;
+use towpath_keyserver::Keyserver;
 use towpath_tcp::Algorithm;
 use towpath_tcp::relay::Side;
 use towpath_tcp::relay::snoop::{SnoopStats, SnoopView};
@@ -22,7 +26,12 @@ impl Daemon {
         // A worker that has stopped answers nothing.
         let Flows { flows, totals } = self.worker.flows(MAX_LOOK).await.unwrap_or_default();
         let limit = usize::try_from(filter.limit.unwrap_or(PAGE)).unwrap_or(usize::MAX);
-        let infos = flows.iter().map(|view| self.flow(view));
+        let connections = self.connections();
+        let infos = flows.iter().map(|view| {
+            let (terminal, network) = (view.key.terminal, view.key.network);
+            let level = connections.get(&(terminal.0, terminal.1, view.peer, network.1));
+            self.flow(view, level.copied())
+        });
         FlowList {
             flows: infos.filter(|flow| matches(filter, flow)).take(limit).collect(),
             totals: FlowTotals {
@@ -35,7 +44,19 @@ impl Daemon {
         }
     }
 
-    fn flow(&self, view: &FlowView) -> FlowInfo {
+    /// Levels of the TCP connections that have SAs of their own, by both ends.
+    fn connections(&self) -> HashMap<(IpAddr, u16, IpAddr, u16), u8> {
+        let sas = self.roles.keyserver.iter().flat_map(Keyserver::child_sas);
+        sas.map(|(key, ..)| key)
+            .filter(|key| key.lane.level != 0 && key.lane.protocol == protocol::TCP)
+            .map(|key| {
+                let ends = (key.local, key.lane.terminal_port, key.remote, key.lane.peer_port);
+                (ends, key.lane.level)
+            })
+            .collect()
+    }
+
+    fn flow(&self, view: &FlowView, level: Option<u8>) -> FlowInfo {
         let name = self
             .control
             .served()
@@ -60,6 +81,7 @@ impl Daemon {
             }),
             age_ms: u64::try_from(view.age.as_millis()).unwrap_or(u64::MAX),
             memory_bytes: view.memory as u64,
+            level,
             terminal_side: side(&view.terminal).or_else(|| view.snoop.as_ref().map(snooped_side)),
             network_side: side(&view.network),
         }

@@ -24,6 +24,8 @@ impl Roles {
             .keyserver
             .as_ref()
             .map(|keyserver| keyserver.subscriber_at(local));
+        let lane = self.keyserver.as_ref().map(|keyserver| keyserver.lane(info.id));
+        let level = lane.unwrap_or_default().level;
         let child = |(spi_in, spi_out): (Spi, Spi)| IkeChild {
             spi_in: spi_in.to_string(),
             spi_out: spi_out.to_string(),
@@ -44,6 +46,7 @@ impl Roles {
             remote_port: info.remote.port(),
             children: info.children.into_iter().map(child).collect(),
             rekey_in_seconds: info.rekey_in_seconds,
+            level,
         }
     }
 

@@ -433,6 +433,7 @@ fn registry_config(config: &Config) -> towpath_registry::Config {
         keepalive_seconds: registry.keepalive_seconds,
         registrations_per_minute: registry.registrations_per_minute,
         registrations_burst: registry.registrations_burst,
+        registrations_per_flush: super::TURN,
     }
 }
 

@@ -250,6 +250,7 @@ fn details(flow: &FlowInfo) -> String {
         ("peer", socket(flow.network, flow.network_port, false)),
         ("sa with", flow.peer.to_string()),
         ("treatment", flow.treatment.clone()),
+        ("level", flow.level.map_or("-".into(), |level| level.to_string())),
         ("opened by", flow.opener.clone().unwrap_or_else(|| "-".into())),
         ("age", output::duration(flow.age_ms / 1000)),
         ("memory", output::bytes(flow.memory_bytes)),

@@ -105,6 +105,7 @@ fn details(sa: &IkeInfo) -> String {
         ("proposal", or_unknown(sa.proposal.as_deref())),
         ("age", output::duration(sa.age_seconds)),
         ("rekeyed in", rekey),
+        ("level", sa.level.to_string()),
         ("child sas", children.join("\n")),
     ])
 }

@@ -72,7 +72,10 @@ fn list(sas: &[SaInfo]) -> String {
             sa.peer.to_string(),
             sa.spi_in.to_string(),
             sa.spi_out.to_string(),
-            sa.class.to_string(),
+            match sa.level {
+                None | Some(0) => sa.class.to_string(),
+                Some(level) => format!("{}, level {level}", sa.class),
+            },
             or_unknown(sa.suite),
             or_unknown(sa.mode),
             output::duration(sa.age_seconds),
@@ -111,6 +114,7 @@ fn details(sa: &SaInfo) -> String {
                 .map_or("-".into(), |esn| if esn { "yes" } else { "no" }.into()),
         ),
         ("class", sa.class.to_string()),
+        ("level", or_unknown(sa.level)),
         (
             "terminal has it",
             if sa.transferred { "yes" } else { "not yet" }.into(),

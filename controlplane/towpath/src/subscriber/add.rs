@@ -290,6 +290,7 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
             soft_bytes: 0,
             hard_bytes: 0,
         },
+        level: 0,
     };
     let subscriber = Subscriber {
         handle: SubscriberHandle(0),
@@ -378,8 +379,10 @@ fn terminal_config(
                 local_ports: PortRange::default(),
                 action: Action::Protect,
                 gateway: None,
+                level: None,
             })
             .collect(),
+        levels: Vec::new(),
     };
     config
         .validate()

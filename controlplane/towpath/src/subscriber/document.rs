@@ -83,6 +83,9 @@ pub(crate) struct PeerDocument {
     /// `full` (default) or `none`.
     #[serde(default = "full")]
     pub(crate) class: Class,
+    /// Sensitivity level of the packets it is about; 0 when absent. At another level every connection has its own SA.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) level: u8,
     /// Terminal's side of the traffic; its address when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) local_ts: Vec<TrafficSelector>,
@@ -272,6 +275,11 @@ impl SubscriberDocument {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+const fn is_zero(level: &u8) -> bool {
+    *level == 0
+}
+
 impl PeerDocument {
     fn credentials(&self) -> Result<Credentials, Invalid> {
         let document = self.credential.as_deref().cloned().unwrap_or_default();
@@ -337,6 +345,7 @@ impl PeerDocument {
             local_ts: self.local_ts,
             remote_ts: self.remote_ts,
             lifetime: self.lifetime.into(),
+            level: self.level,
         })
     }
 
@@ -354,6 +363,7 @@ impl PeerDocument {
             local_ts,
             remote_ts,
             lifetime,
+            level,
         } = policy;
         // Text where it is text that survives a file, hex otherwise.
         let text = psk.and_then(|psk| std::str::from_utf8(psk.expose()).ok());
@@ -370,6 +380,7 @@ impl PeerDocument {
             esn,
             mode,
             class,
+            level,
             local_ts,
             remote_ts,
             psk: text.map(|text| Zeroizing::new(text.to_owned())),

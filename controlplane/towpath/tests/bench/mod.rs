@@ -255,6 +255,7 @@ fn sa() -> SaInfo {
         spi_in: Spi(0xc0ff_ee01),
         spi_out: Spi(0xc0ff_ee02),
         class: Class::Full,
+        level: Some(0),
         suite: Some(EspSuite::Aes256Gcm16),
         mode: Some(Mode::Transport),
         esn: Some(false),

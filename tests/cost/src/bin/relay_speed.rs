@@ -213,6 +213,7 @@ fn relay(suite: EspSuite, megabytes: u64) -> (Duration, u64) {
     let segment = negotiated(suite, 3);
     let mut path = Datapath::new(AwsLcEsp, 8).with_relay(RelayConfig::default(), IsnSecret([1, 2]));
     let sa = GatewaySa {
+        level: Some(0),
         subscriber: SubscriberHandle(1),
         local: TERMINAL,
         remote: PEER,

@@ -68,6 +68,9 @@ pub struct FlowInfo {
     pub age_ms: u64,
     /// Bytes of memory it takes, buffers not counted.
     pub memory_bytes: u64,
+    /// Sensitivity level, where the connection has an SA of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<u8>,
     /// The segment towards the terminal.
     pub terminal_side: Option<FlowSide>,
     /// The segment towards the network.

@@ -91,6 +91,9 @@ pub struct IkeInfo {
     /// UDP port of the peer's end.
     #[serde(default)]
     pub remote_port: u16,
+    /// Sensitivity level it was made for: 0 for everything.
+    #[serde(default)]
+    pub level: u8,
     /// Its CHILD SAs.
     #[serde(default)]
     pub children: Vec<IkeChild>,

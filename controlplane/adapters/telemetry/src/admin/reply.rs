@@ -216,6 +216,9 @@ pub struct SaInfo {
     pub spi_out: Spi,
     /// What the gateway may do.
     pub class: Class,
+    /// Sensitivity level of its packets; absent where it has none (keyed by hand).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<u8>,
     /// Algorithms; absent where this role does not know them (class `none` at a gateway of its own).
     pub suite: Option<EspSuite>,
     /// Transport or tunnel.

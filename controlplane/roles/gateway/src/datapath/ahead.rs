@@ -64,16 +64,21 @@ impl<P: Suites> Datapath<P> {
         }
     }
 
-    /// Tells the processor that this SA is needed soon. Changes nothing but time.
+    /// Tells the processor that this SA is needed soon: half of it now, half while the packet at hand is between opening
+    /// and sealing. Changes nothing but time.
     #[inline]
-    pub fn expect(&self, expected: Expected) {
+    pub fn expect(&mut self, expected: Expected) {
         let Some(entry) = self.entries.get(expected.slot) else {
             return;
         };
-        if let Some(bridge) = &entry.bridge {
-            bridge.expect(expected.to_peer);
-        }
+        let later = entry
+            .bridge
+            .as_ref()
+            .and_then(|bridge| bridge.expect(expected.to_peer));
         P::Transform::prefetch(&entry.key);
         P::Transform::prefetch(&entry.counters);
+        // What was not asked for meanwhile, as no packet passed, is asked for now.
+        let before = std::mem::replace(&mut self.later, later);
+        before.into_iter().for_each(P::Transform::fetch);
     }
 }

@@ -263,7 +263,7 @@ impl<P: Suites> Datapath<P> {
         else {
             return Disposition::Drop(DropReason::Truncated);
         };
-        let ours = self.entries.iter().any(|(_, entry)| {
+        let ours = self.entries.iter().any(|entry| {
             let SaKey { local, remote, .. } = entry.key;
             let pair = (local, remote) == (source, destination) || (local, remote) == (destination, source);
             pair && entry.quiet.is_some()
@@ -285,8 +285,9 @@ impl<P: Suites> Datapath<P> {
         mtu: u16,
         v4: bool,
     ) -> Option<u16> {
-        let pair = self.entries.iter().map(|(_, entry)| entry);
-        pair.filter(|entry| (entry.key.local, entry.key.remote) == (local, remote))
+        let entries = self.entries.iter();
+        entries
+            .filter(|entry| (entry.key.local, entry.key.remote) == (local, remote))
             .filter_map(|entry| entry.bridge.as_ref())
             .map(|crossing| crossing.largest_plain(to == Side::Network, now, mtu, v4))
             .min()
@@ -294,7 +295,7 @@ impl<P: Suites> Datapath<P> {
 
     /// Keeps the mappings of NATs alive on the peers' side.
     pub(super) fn keep_alive(&mut self, now: Instant) {
-        for (_, entry) in &mut self.entries {
+        for entry in self.entries.iter_mut() {
             let SaKey { local, remote, .. } = entry.key;
             let Some(quiet) = &mut entry.quiet else { continue };
             if now.saturating_since(quiet.since) < QUIET || self.extra.len() >= MAX_EXTRA {
@@ -313,15 +314,16 @@ impl<P: Suites> Datapath<P> {
     }
 }
 
-/// What was in the fragments.
-enum Contents {
+/// What was in the fragments, or in another packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contents {
     Protected,
     Control,
     Other,
 }
 
 impl Contents {
-    fn of(packet: &[u8], from_terminal: bool) -> Result<Self, DropReason> {
+    pub(super) fn of(packet: &[u8], from_terminal: bool) -> Result<Self, DropReason> {
         let carried = locate::carried(packet)?;
         if matches!(carried.protocol, protocol::ESP | protocol::AH) {
             return Ok(Self::Protected);

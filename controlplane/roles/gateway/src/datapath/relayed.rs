@@ -10,11 +10,12 @@ use towpath_fabric::InspectKeys;
 use towpath_ipsec::crossing::Crossing;
 use towpath_ipsec::inspect::Inspector;
 use towpath_ipsec::locate::Flow;
+use towpath_ipsec::wrapped;
 use towpath_tcp::relay::Side;
 use towpath_tcp::relay::rules::Rules;
 
 use super::outside::{self, Cut};
-use super::watch::Watch;
+use super::watch::{Watch, Whose};
 use super::{Datapath, Departure, Passage, SaKey, Suites, tell_limit};
 use crate::relay::{Egress, Fate, FlowView, Relay, RelayTotals, Room, Spoken};
 
@@ -45,13 +46,30 @@ impl<P: Suites> Datapath<P> {
             let egress = relay.egress(now, spoken.pair, spoken.to);
             return Some(Ok(Departure { egress }));
         }
-        Some(self.seal_spoken(now, &spoken, packet, rng))
+        let around = relay.around(spoken.pair, spoken.to);
+        let network_id = self.next_id();
+        let Some(relay) = self.relay.as_ref() else {
+            return Some(Err(DropReason::RelayNoSa));
+        };
+        let inner = match relay.wrap_inside(spoken.to, network_id, packet) {
+            Ok(wrapped) => wrapped,
+            Err(reason) => return Some(Err(reason)),
+        };
+        let departure = self.seal_spoken(now, &spoken, inner, around.is_some(), packet, rng);
+        Some(match (around, departure) {
+            (Some(around), Ok(departure)) => self.wrap_departure(departure, &spoken, around, packet),
+            (_, departure) => departure,
+        })
     }
 
+    /// `inner` bytes in front of the connection's own packet are an encapsulation. With `around`, whoever puts something
+    /// around the result cuts it.
     fn seal_spoken(
         &mut self,
         now: Instant,
         spoken: &Spoken,
+        inner: u16,
+        around: bool,
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
     ) -> Result<Departure, DropReason> {
@@ -63,8 +81,14 @@ impl<P: Suites> Datapath<P> {
             let bridge = entries.get(slot).and_then(|entry| entry.bridge.as_ref());
             bridge.is_some_and(|bridge| bridge.admits(to_peer, &flow))
         };
+        // A connection that has an SA of its own stays there.
+        let own = |slot| {
+            let level = entries.get(slot).and_then(|entry| entry.level);
+            level.is_some_and(|level| level != 0) && fits(slot)
+        };
         let slot = relay
-            .carrier(spoken.pair, spoken.to, fits)
+            .carrier(spoken.pair, spoken.to, own)
+            .or_else(|| relay.carrier(spoken.pair, spoken.to, fits))
             .ok_or(DropReason::RelayNoSa)?;
         let egress = relay.egress(now, spoken.pair, spoken.to);
         let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
@@ -75,7 +99,8 @@ impl<P: Suites> Datapath<P> {
                 let path = bridge.path_mtu(to_peer, now);
                 if let Some(path) = path {
                     let fitting = bridge.largest_plain(to_peer, now, path, flow.source.is_ipv4());
-                    relay.narrow(now, spoken.to, packet.bytes(), fitting);
+                    let own = packet.bytes().get(inner.into()..).unwrap_or_default();
+                    relay.narrow(now, spoken.to, own, fitting.saturating_sub(inner));
                 }
                 bridge.seal_whole(to_peer, now, packet, rng)?;
                 path
@@ -100,7 +125,7 @@ impl<P: Suites> Datapath<P> {
                 self.through(slot, Side::Network, now, egress, packet, rng)?;
             }
         }
-        if let Some(path) = pieces {
+        if let Some(path) = pieces.filter(|_| !around) {
             let mut cut = Cut {
                 extra: &mut self.extra,
                 id: &mut self.fragment_id,
@@ -148,6 +173,7 @@ impl<P: Suites> Datapath<P> {
 pub(super) struct Place {
     pub(super) slot: usize,
     pub(super) key: SaKey,
+    pub(super) whose: Whose,
     pub(super) from: Side,
     pub(super) egress: Option<Egress>,
 }
@@ -167,6 +193,7 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
     let opened = bridge.open(to_peer, now, packet)?;
     let may_relay = watch.plain(
         &place.key,
+        place.whose,
         place.from,
         bridge.protocol(),
         &opened.flow,
@@ -174,13 +201,20 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
     )?;
     if let Some((relay, pair)) = relay {
         relay.note(now, pair, place.slot, place.from, place.egress);
-        if may_relay && opened.flow.protocol == protocol::TCP {
+        let tcp = opened.flow.protocol == protocol::TCP;
+        if may_relay && (tcp || wrapped::may_be(opened.flow.protocol)) {
             let mtus = relay.mtus();
+            let beside = relay.overheads(pair);
             let room = |v4| Room {
-                terminal: bridge.largest_plain(false, now, mtus.terminal, v4),
-                network: bridge.largest_plain(true, now, mtus.network, v4),
+                terminal: bridge.largest_plain(false, now, mtus.terminal - beside.terminal, v4),
+                network: bridge.largest_plain(true, now, mtus.network - beside.network, v4),
             };
-            match relay.input(now, pair, place.from, packet.bytes_mut(), room) {
+            let fate = if tcp {
+                relay.input(now, pair, place.from, packet.bytes_mut(), room)
+            } else {
+                relay.input_inside(now, pair, place.from, packet.bytes_mut(), room)
+            };
+            match fate {
                 Fate::Taken => return Ok(Passage::Taken),
                 Fate::Onward => {}
                 Fate::Broken => return Err(DropReason::RelayMalformed),

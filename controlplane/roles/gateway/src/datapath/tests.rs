@@ -46,6 +46,7 @@ fn child(suite: EspSuite, local: IpAddr, remote: IpAddr, spi_in: Spi, spi_out: S
 
 fn full(subscriber: u64, peer: ChildSa, segment_in: u8, segment_out: u8) -> GatewaySa {
     GatewaySa {
+        level: Some(0),
         subscriber: SubscriberHandle(subscriber),
         local: peer.local,
         remote: peer.remote,
@@ -200,6 +201,7 @@ fn class_none_and_unknown_sas_pass_untouched() {
     for known in [false, true] {
         if known {
             let sa = GatewaySa {
+                level: Some(0),
                 keys: GatewayKeys::None,
                 ..full(1, negotiated.clone(), 3, 4)
             };
@@ -303,6 +305,7 @@ fn ah_segments(local: IpAddr, remote: IpAddr, bundled: bool) -> AhSegments {
 
 fn gateway(local: IpAddr, remote: IpAddr, keys: GatewayKeys) -> GatewaySa {
     GatewaySa {
+        level: Some(0),
         subscriber: SubscriberHandle(1),
         local,
         remote,

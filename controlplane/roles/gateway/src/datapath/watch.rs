@@ -3,9 +3,9 @@
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use towpath_base::DropReason;
 use towpath_base::policy::{IpsecProtocol, Policy, PolicyAction};
 use towpath_base::sa::Class;
+use towpath_base::{DropReason, SubscriberHandle};
 use towpath_ipsec::locate::Flow;
 use towpath_ipsec::spd::{Query, Spd};
 use towpath_tcp::relay::Side;
@@ -68,6 +68,22 @@ impl Tap {
     }
 }
 
+/// What a packet's SA says of it that the packet does not.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whose {
+    /// The subscriber's handle.
+    user: Option<u32>,
+    /// Sensitivity level.
+    level: Option<u8>,
+}
+
+impl Whose {
+    pub(super) fn of(subscriber: SubscriberHandle, level: Option<u8>) -> Self {
+        let user = u32::try_from(subscriber.0).ok().filter(|user| *user != 0);
+        Self { user, level }
+    }
+}
+
 /// Policies and the capture of one worker; empty most of the time.
 #[derive(Default)]
 pub(super) struct Watch {
@@ -120,6 +136,7 @@ impl Watch {
     pub(super) fn plain(
         &mut self,
         key: &SaKey,
+        whose: Whose,
         from: Side,
         protocol: IpsecProtocol,
         flow: &Flow,
@@ -134,6 +151,8 @@ impl Watch {
         // TOS, traffic class and flow label are the packet's; its flow was found when it was opened.
         let query = Query {
             flow: *flow,
+            user: whose.user,
+            level: whose.level,
             ipsec: Some(protocol),
             ..Query::of_packet(packet)?
         };
