@@ -38,6 +38,17 @@ pub struct Location {
     pub expires_unix: u64,
 }
 
+/// A registration to be accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accept {
+    /// Whose.
+    pub handle: SubscriberHandle,
+    /// Its counter, which rises with each.
+    pub counter: u64,
+    /// Where the terminal is.
+    pub location: Location,
+}
+
 /// What an import did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Imported {
@@ -186,14 +197,24 @@ pub trait Store: Send {
     /// Counter of the last registration accepted, 0 if there was none.
     fn last_counter(&self, handle: SubscriberHandle) -> Result<u64>;
 
-    /// Accepts a registration if its counter is above the last: keeps counter and location and returns true.
-    /// Otherwise changes nothing and returns false.
+    /// Accepts each registration whose counter is above the last of its subscriber: keeps counter and location, and says
+    /// true. Others change nothing: false. One flush for all of them.
+    fn accept_registrations(&self, registrations: &[Accept]) -> Result<Vec<bool>>;
+
+    /// As [`Self::accept_registrations`], one alone.
     fn accept_registration(
         &self,
         handle: SubscriberHandle,
         counter: u64,
         location: &Location,
-    ) -> Result<bool>;
+    ) -> Result<bool> {
+        let one = Accept {
+            handle,
+            counter,
+            location: location.clone(),
+        };
+        Ok(self.accept_registrations(&[one])? == [true])
+    }
 
     /// Ends a registration; no error if there is none.
     fn forget_location(&self, handle: SubscriberHandle) -> Result<()>;

@@ -431,7 +431,11 @@ fn registrations_of_one_turn_are_stored_together_and_mean_the_same() {
     // A second of the same terminal, and one at an address that is being taken, are judged by what is stored.
     let (_, second) = alice.register(&[addresses[0]]);
     assert_eq!(world.exchange(second.clone()), []);
-    assert_eq!(world.exchange(first).len(), 2, "an answer, and a replay refused");
+    assert_eq!(
+        world.exchange(first).len(),
+        3,
+        "session and answer, and a replay refused"
+    );
     let (_, third) = alice.register(&[addresses[0]]);
     assert_eq!(world.exchange(third), []);
     let (_, stolen) = bob.register(&[addresses[0]]);
