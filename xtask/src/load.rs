@@ -1,6 +1,7 @@
 //! TCP load between namespaces: a server that sends what it is asked for, and clients that time it.
 //!
-//! Protocol: the client sends a line `N`; the server answers with N bytes and waits for the next line.
+//! Protocol: the client sends a line `N`, or `N R`; the server answers with N bytes, R per second if that is said, and
+//! waits for the next line.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -82,18 +83,56 @@ fn answer(stream: TcpStream, stop: &AtomicBool) -> Result<()> {
     let mut line = String::new();
     let mut writer = stream;
     while reader.read_line(&mut line)? > 0 {
-        send(&mut writer, line.trim().parse()?, stop)?;
+        let mut words = line.split_whitespace();
+        let bytes = words.next().context("how many bytes?")?.parse()?;
+        let pace = words.next().map(str::parse).transpose()?;
+        send(&mut writer, bytes, pace.map(Pace::new), stop)?;
         line.clear();
     }
     Ok(())
 }
 
-fn send(writer: &mut TcpStream, mut left: u64, stop: &AtomicBool) -> Result<()> {
+/// A sender that has so much to say per second and no more: what is due is said every millisecond.
+struct Pace {
+    start: Instant,
+    /// Bytes per second.
+    rate: u64,
+    said: u64,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Self {
+        Self {
+            start: Instant::now(),
+            rate,
+            said: 0,
+        }
+    }
+
+    /// Waits until something is due; returns how much that is.
+    fn due(&self) -> u64 {
+        loop {
+            let due = (self.start.elapsed().as_secs_f64() * self.rate as f64) as u64;
+            if due > self.said {
+                return due - self.said;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn send(writer: &mut TcpStream, mut left: u64, mut pace: Option<Pace>, stop: &AtomicBool) -> Result<()> {
     let chunk = [0x5a_u8; CHUNK];
     while left > 0 && !stop.load(Ordering::Relaxed) {
-        let part = chunk.get(..left.min(CHUNK as u64) as usize).unwrap_or(&chunk);
-        match writer.write(part) {
-            Ok(written) => left -= written as u64,
+        let due = pace.as_ref().map_or(left, Pace::due);
+        let len = left.min(due).min(CHUNK as u64) as usize;
+        match writer.write(chunk.get(..len).unwrap_or(&chunk)) {
+            Ok(written) => {
+                left -= written as u64;
+                if let Some(pace) = &mut pace {
+                    pace.said += written as u64;
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }
@@ -162,12 +201,26 @@ impl Download {
 
 /// Fetches `bytes` from a server and stops after `limit`. `cc` governs the little this end sends.
 pub fn download(namespace: &str, server: (IpAddr, u16), bytes: u64, limit: Duration) -> Result<Download> {
+    download_at(namespace, server, bytes, None, limit)
+}
+
+/// As [`download`], from a server that has only `pace` bytes per second to send.
+pub fn download_at(
+    namespace: &str,
+    server: (IpAddr, u16),
+    bytes: u64,
+    pace: Option<u64>,
+    limit: Duration,
+) -> Result<Download> {
     inside(namespace, move || {
         let start = Instant::now();
         let mut stream = TcpStream::connect_timeout(&SocketAddr::from(server), SILENCE)
             .with_context(|| format!("connect to {} port {}", server.0, server.1))?;
         let connected = start.elapsed();
-        writeln!(stream, "{bytes}")?;
+        match pace {
+            Some(pace) => writeln!(stream, "{bytes} {pace}")?,
+            None => writeln!(stream, "{bytes}")?,
+        }
         let mut seen = Download {
             connected,
             ..Download::default()

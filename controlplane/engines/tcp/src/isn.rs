@@ -42,6 +42,13 @@ impl IsnSecret {
         SeqNum((hash.finish() as u32).wrapping_add((now.as_nanos() / 4_000) as u32))
     }
 
+    /// A seed for hash tables.
+    pub(crate) fn hash_seed(self) -> u64 {
+        let mut hash = SipHash::new(self.0);
+        hash.word(u64::MAX);
+        hash.finish()
+    }
+
     /// As [`Self::number`], and at least 2^30 away from `other`, the initial number of the connection this one relays.
     ///
     /// Should the relay die, each end answers what the other means for it. Numbers that far apart for certain are how

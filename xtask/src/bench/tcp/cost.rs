@@ -26,6 +26,30 @@ const IDLE: usize = 10_000;
 /// Busy connections.
 const BUSY: usize = 100;
 
+/// What every arm has to carry when they are compared at the same rate, bytes per second: what costs once per wake-up
+/// costs the less per byte the faster the bytes come.
+const PACE: u64 = 25_000_000;
+
+/// What carrying cost.
+#[derive(Debug, Clone, Copy)]
+struct Carried {
+    /// Processor seconds per gigabyte.
+    per_gb: f64,
+    /// Bits per second.
+    rate: f64,
+}
+
+impl Carried {
+    fn describe(all: &[Self]) -> String {
+        let median = |value: fn(&Self) -> f64| quantile(&all.iter().map(value).collect::<Vec<_>>(), 0.5);
+        format!(
+            "{:.2} processor seconds per GB at {:.0} Mb/s",
+            median(|it| it.per_gb),
+            median(|it| it.rate) / 1e6
+        )
+    }
+}
+
 /// Where a client connects: its namespace, and the address.
 #[derive(Clone)]
 struct Target {
@@ -85,34 +109,50 @@ fn conditions(record: Record) -> Record {
         )
 }
 
-/// `cpu_vs_splice` and `accept_vs_splice`.
-pub(super) fn processor(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
+/// Gives the receivers on the way of our arm threads of their own.
+fn own_receivers(stage: &Stage) -> Result<()> {
     let gw = stage.namespace(Node::Gw)?;
     GATEWAY.iter().try_for_each(|device| own_receiver(&gw, device))?;
     let emulator = stage.emulator();
     EMULATOR_PORTS
         .iter()
         .try_for_each(|device| own_receiver(emulator, device))?;
-    own_receiver(&stage.namespace(Node::Peer)?, "eth0")?;
+    own_receiver(&stage.namespace(Node::Peer)?, "eth0")
+}
+
+/// Where our arm's processor time goes; no figure.
+pub(super) fn profile(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
+    own_receivers(stage)?;
+    let file = stage.results().join("tcp-gateway-profile.txt");
+    super::profile::write(stage, plan, &GATEWAY, &file)?;
+    Ok(Vec::new())
+}
+
+/// `cpu_vs_splice` and `accept_vs_splice`.
+pub(super) fn processor(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
+    own_receivers(stage)?;
     let link = stage.link(&Links::default())?;
     let streets = [Street::new(false)?, Street::new(true)?];
     let servers = streets
         .each_ref()
         .map(|s| Server::start(&s.named("r"), 7300, "cubic"));
     let daemon = stage.daemon()?;
-    let mut gigabyte: [Vec<f64>; 3] = Default::default();
-    let mut rate: [Vec<f64>; 3] = Default::default();
+    // Each arm as fast as it goes, then all of them with the same to carry.
+    let loads = [None, Some(PACE)];
+    let mut carried: [[Vec<Carried>; 3]; 2] = Default::default();
     let mut opened: [Vec<f64>; 2] = Default::default();
     for _ in 0..plan.rounds.max(3) {
-        for index in 0..3 {
-            let (gateway, target) = arm(stage, &streets, daemon, index);
-            let ((bytes, seconds), cpu) = gateway.during(|| bulk(&target, plan.cost))?;
-            gigabyte[index].push(cpu / (bytes / 1e9));
-            rate[index].push(bytes * 8.0 / seconds);
-            println!(
-                "bench: arm {index}: {:.0} Mb/s, {cpu:.2} processor seconds",
-                bytes * 8e-6 / seconds
-            );
+        for (carried, pace) in carried.iter_mut().zip(loads) {
+            for (index, carried) in carried.iter_mut().enumerate() {
+                let (gateway, target) = arm(stage, &streets, daemon, index);
+                let ((bytes, seconds), cpu) = gateway.during(|| bulk(&target, pace, plan.cost))?;
+                let (per_gb, rate) = (cpu / (bytes / 1e9), bytes * 8.0 / seconds);
+                println!(
+                    "bench: arm {index}: {:.0} Mb/s, {per_gb:.2} processor seconds per GB",
+                    rate / 1e6
+                );
+                carried.push(Carried { per_gb, rate });
+            }
         }
         for (index, opened) in opened.iter_mut().enumerate() {
             let (gateway, target) = arm(stage, &streets, daemon, index);
@@ -123,15 +163,13 @@ pub(super) fn processor(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
     }
     drop(servers);
     drop(link.stop()?);
-    let cost = |index: usize| {
-        let (cpu, rate) = (quantile(&gigabyte[index], 0.5), quantile(&rate[index], 0.5));
-        format!("{cpu:.2} processor seconds per GB at {:.0} Mb/s", rate / 1e6)
-    };
-    let versus = |name: &str, other: usize, text: &str| {
-        let ratios: Vec<f64> = gigabyte[0]
+    let versus = |name: &str, load: usize, other: usize, text: &str| {
+        let [ours, _, _] = &carried[load];
+        let theirs = &carried[load][other];
+        let ratios: Vec<f64> = ours
             .iter()
-            .zip(&gigabyte[other])
-            .map(|(a, b)| a / b)
+            .zip(theirs)
+            .map(|(a, b)| a.per_gb / b.per_gb)
             .collect();
         let record = Record::new(
             format!("tcp.cpu_vs_splice.{name}"),
@@ -139,13 +177,19 @@ pub(super) fn processor(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
             Better::Lower,
             &ratios,
         );
-        conditions(record.arm("ours", cost(0)).arm(text, cost(other)))
+        conditions(
+            record
+                .arm("ours", Carried::describe(ours))
+                .arm(text, Carried::describe(theirs)),
+        )
     };
     let accept: Vec<f64> = opened[0].iter().zip(&opened[1]).map(|(a, b)| a / b).collect();
     let per = |index: usize| format!("{:.0} per processor second", quantile(&opened[index], 0.5));
     Ok(vec![
-        versus("wire", 1, "splice relay, offloads off").goal(1.0),
-        versus("best", 2, "splice relay, TSO, GSO and GRO on"),
+        versus("wire", 0, 1, "splice relay, offloads off").goal(1.0),
+        versus("best", 0, 2, "splice relay, TSO, GSO and GRO on"),
+        versus("wire_same_rate", 1, 1, "splice relay, offloads off"),
+        versus("best_same_rate", 1, 2, "splice relay, TSO, GSO and GRO on"),
         conditions(
             Record::new("tcp.accept_vs_splice", "ratio", Better::Higher, &accept)
                 .goal(3.0)
@@ -178,9 +222,9 @@ fn arm<'a>(stage: &Stage, streets: &[Street; 2], daemon: u32, index: usize) -> (
     }
 }
 
-/// Bytes fetched, and in how many seconds.
-fn bulk(target: &Target, time: Duration) -> Result<(f64, f64)> {
-    let seen = load::download(&target.namespace, target.address, u64::MAX, time)?;
+/// Bytes fetched, at most `pace` per second, and in how many seconds.
+fn bulk(target: &Target, pace: Option<u64>, time: Duration) -> Result<(f64, f64)> {
+    let seen = load::download_at(&target.namespace, target.address, u64::MAX, pace, time)?;
     Ok((seen.bytes() as f64, seen.took.as_secs_f64()))
 }
 

@@ -6,6 +6,7 @@ mod bulk;
 mod cost;
 mod null;
 mod plot;
+mod profile;
 pub mod splice;
 mod stage;
 mod street;
@@ -23,12 +24,13 @@ use crate::sh::Usage;
 type Part = (&'static str, fn(&Stage, &Plan) -> Result<Vec<Record>>);
 
 /// The parts, in the order in which they are measured.
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("goodput", bulk::goodput),
     ("megabyte", bulk::megabyte),
     ("snoop", bulk::snoop),
     ("sharing", bulk::sharing),
     ("processor", cost::processor),
+    ("profile", cost::profile),
     ("latency", cost::latency),
     ("idle", cost::idle),
 ];

@@ -9,7 +9,7 @@
 //! arms share one gateway and one link.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -154,6 +154,7 @@ pub(super) struct Stage {
     em: String,
     ta: String,
     peer: String,
+    results: PathBuf,
 }
 
 impl Stage {
@@ -187,6 +188,7 @@ impl Stage {
             em,
             ta,
             peer,
+            results: root.join("target/bench"),
         })
     }
 
@@ -196,6 +198,11 @@ impl Stage {
 
     pub(super) fn terminal(&self) -> &str {
         &self.ta
+    }
+
+    /// Where results are written.
+    pub(super) fn results(&self) -> &Path {
+        &self.results
     }
 
     /// Namespace of the link emulator.

@@ -147,19 +147,25 @@ fn ip_args(args: &[&str]) -> Result<()> {
 
 /// Processor seconds of a process and of the receiving threads of interfaces, so far.
 pub(super) fn cpu_seconds(process: u32, devices: &[&str]) -> f64 {
-    let mut ticks = cpu_ticks(&process.to_string()).unwrap_or(0);
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
-            continue;
-        };
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let receives = |device: &&str| comm.trim().starts_with(&format!("napi/{device}-"));
-        if devices.iter().any(receives) {
-            ticks += cpu_ticks(pid).unwrap_or(0);
-        }
-    }
-    ticks as f64 / 100.0
+    let process = cpu_ticks(&process.to_string()).unwrap_or(0);
+    let receivers = receivers(devices).filter_map(|pid| cpu_ticks(&pid));
+    (process + receivers.sum::<u64>()) as f64 / 100.0
+}
+
+/// Process ids of the receiving threads of interfaces.
+pub(super) fn receivers(devices: &[&str]) -> impl Iterator<Item = String> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.parse::<u32>().is_ok())
+        .filter(|pid| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            devices
+                .iter()
+                .any(|device| comm.trim().starts_with(&format!("napi/{device}-")))
+        })
 }
 
 /// User and system time of a process, clock ticks of 10 ms (`/proc/PID/stat`, fields 14 and 15).

@@ -67,8 +67,8 @@ impl SplitRelay {
         let counted = flow.counted;
         self.insert(key, Slot::new(flow, tag, Opening::default()));
         if counted
-            && let Some(slot) = self.flows.get_mut(&key)
-            && let Some(place) = slot.waits.take()
+            && let Some(live) = self.flows.get_mut(&key).and_then(Slot::live)
+            && let Some(place) = live.waits.take()
         {
             self.backlog.remove(tag, place);
         }

@@ -20,11 +20,13 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
 
+use foldhash::quality::FixedState;
+use hashbrown::HashMap;
 use towpath_base::Instant;
 
 use self::backlog::Backlog;
 pub use self::config::{Handshake, Opening, OpeningSide, SideConfig, SideView, SplitConfig, SplitStats};
-use self::store::Slot;
+use self::store::{Live, Slot};
 use super::flow::{Flow, HeldSyn, Seen};
 use super::{FlowKey, Side, Transmit, Verdict};
 use crate::config::{Config, PathMemory};
@@ -46,13 +48,18 @@ const BURST: u32 = 32;
 /// A deadline that was registered for a flow.
 type Deadlines = BTreeSet<(Instant, FlowKey)>;
 
+/// A flow that is not parked: when it was last known to be busy, its number in this queue, and its key.
+type Watch = (Instant, u64, FlowKey);
+
 /// The relay.
 pub struct SplitRelay {
     config: SplitConfig,
     secret: IsnSecret,
-    flows: BTreeMap<FlowKey, Slot>,
+    flows: HashMap<FlowKey, Slot, FixedState>,
     deadlines: Deadlines,
     ready: VecDeque<FlowKey>,
+    awake: VecDeque<Watch>,
+    watches: u64,
     burst: u32,
     backlog: Backlog,
     /// Bytes in the buffers of all connections.
@@ -66,13 +73,16 @@ pub struct SplitRelay {
 
 impl SplitRelay {
     /// A relay without connections.
-    pub const fn new(config: SplitConfig, secret: IsnSecret) -> Self {
+    pub fn new(config: SplitConfig, secret: IsnSecret) -> Self {
         Self {
             config,
             secret,
-            flows: BTreeMap::new(),
+            // Whoever opens connections chooses the keys: the hash depends on what is drawn here.
+            flows: HashMap::with_hasher(FixedState::with_seed(secret.hash_seed())),
             deadlines: BTreeSet::new(),
             ready: VecDeque::new(),
+            awake: VecDeque::new(),
+            watches: 0,
             burst: 0,
             backlog: Backlog::new(),
             buffered: 0,
@@ -115,7 +125,7 @@ impl SplitRelay {
             Some(slot) if slot.tag != tag => return Verdict::Pass,
             Some(slot) if Flow::syn_flag(header) => slot
                 .live()
-                .is_some_and(|flow| !flow.is_succeeded_by(from, header.seq)),
+                .is_some_and(|live| !live.flow.is_succeeded_by(from, header.seq)),
             Some(_) => true,
             None => false,
         };
@@ -161,7 +171,8 @@ impl SplitRelay {
         let Some(slot) = self.flows.get_mut(&key) else {
             return;
         };
-        let Some(flow) = slot.live() else { return };
+        let Some(live) = slot.live() else { return };
+        let flow = &mut live.flow;
         note_seen(flow, from, packet);
         if flow.is_of_opener(from) {
             // The SYN again, or its sender gave up.
@@ -183,10 +194,10 @@ impl SplitRelay {
         }
         // The bound on memory holds for what is not passed on yet, too.
         self.buffered += segment.payload.len();
-        slot.buffered += segment.payload.len();
-        slot.changed = true;
-        if !slot.ready {
-            slot.ready = true;
+        live.buffered += segment.payload.len();
+        live.changed = true;
+        if !live.ready {
+            live.ready = true;
             self.ready.push_back(key);
         }
     }
@@ -219,18 +230,20 @@ impl SplitRelay {
     }
 
     fn insert(&mut self, key: FlowKey, mut slot: Slot) {
-        slot.waits = Some(self.backlog.add(slot.tag, key));
+        let tag = slot.tag;
+        if let Some(live) = slot.awake() {
+            live.waits = Some(self.backlog.add(tag, key));
+        }
         *self.tagged.entry(slot.tag).or_default() += 1;
         self.flows.insert(key, slot);
     }
 
     /// Answers the held SYN.
     fn answer(&mut self, now: Instant, key: FlowKey) {
-        let Some(slot) = self.flows.get(&key) else { return };
-        let Some(opener) = slot.look().map(|flow| flow.opener) else {
+        let Some(live) = self.flows.get(&key).and_then(Slot::seen_awake) else {
             return;
         };
-        let opening = slot.opening;
+        let (opener, opening) = (live.flow.opener, live.opening);
         let near = self.connection(key, opener, &opening);
         let isn = self.isn(now, key, opener);
         let Some(flow) = self.live(&key) else { return };
@@ -295,7 +308,9 @@ impl SplitRelay {
                 continue;
             };
             slot.deadline = None;
-            let Some(flow) = slot.live() else { continue };
+            let Some(Live { flow, .. }) = slot.live() else {
+                continue;
+            };
             for side in Side::BOTH {
                 if let Some(end) = flow.end_mut(side) {
                     end.handle_timeout(now);
@@ -331,7 +346,7 @@ impl SplitRelay {
 
     /// Lets a flow act on what changed, and lines it up for transmission.
     fn touch(&mut self, now: Instant, key: FlowKey) {
-        let Some(flow) = self.flows.get_mut(&key).and_then(Slot::live) else {
+        let Some(Live { flow, .. }) = self.flows.get_mut(&key).and_then(Slot::live) else {
             return;
         };
         let was_open = flow.held.is_none();
@@ -361,21 +376,19 @@ impl SplitRelay {
         if answer {
             self.answer(now, key);
         }
-        let Some(slot) = self.flows.get_mut(&key) else {
+        let Some(live) = self.flows.get_mut(&key).and_then(Slot::live) else {
             return;
         };
-        slot.changed = false;
-        let used = self.buffered - slot.buffered;
+        live.changed = false;
+        let used = self.buffered - live.buffered;
         let room = self.config.max_buffered.saturating_sub(used);
-        if let Some(flow) = slot.live() {
-            // A connection's share shrinks as the memory fills: no reader can make the others starve.
-            flow.bound_windows((room / 4).max(MIN_SHARE));
-            flow.pump(now);
-            slot.buffered = flow.buffered();
-        }
-        self.buffered = used + slot.buffered;
-        if !slot.ready {
-            slot.ready = true;
+        // A connection's share shrinks as the memory fills: no reader can make the others starve.
+        live.flow.bound_windows((room / 4).max(MIN_SHARE));
+        live.flow.pump(now);
+        live.buffered = live.flow.buffered();
+        self.buffered = used + live.buffered;
+        if !live.ready {
+            live.ready = true;
             self.ready.push_back(key);
         }
     }
@@ -383,7 +396,8 @@ impl SplitRelay {
     /// Writes the next packet into `out`; `None` when nothing may go now.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         while let Some(key) = self.ready.front().copied() {
-            if self.flows.get(&key).is_some_and(|slot| slot.changed) {
+            let changed = |slot: &Slot| slot.seen_awake().is_some_and(|live| live.changed);
+            if self.flows.get(&key).is_some_and(changed) {
                 self.touch(now, key);
             }
             if let Some(transmit) = self.transmit_flow(now, key, out) {
@@ -404,7 +418,7 @@ impl SplitRelay {
     fn transmit_flow(&mut self, now: Instant, key: FlowKey, out: &mut [u8]) -> Option<Transmit> {
         let slot = self.flows.get_mut(&key)?;
         let tag = slot.tag;
-        let flow = slot.live()?;
+        let flow = &mut slot.live()?.flow;
         for to in Side::BOTH {
             let (source, _) = key.host(to.opposite());
             let (destination, _) = key.host(to);
@@ -444,8 +458,14 @@ impl SplitRelay {
         let Some(slot) = self.flows.get_mut(&key) else {
             return;
         };
-        slot.ready = false;
-        let Some(flow) = slot.live() else { return };
+        let Some(live) = slot.live() else { return };
+        live.ready = false;
+        if live.watch == 0 {
+            self.watches += 1;
+            live.watch = self.watches;
+            self.awake.push_back((now, live.watch, key));
+        }
+        let flow = &mut live.flow;
         let mut learnt = [None; 2];
         if flow.is_dead() {
             if !flow.lingers() {
@@ -459,36 +479,29 @@ impl SplitRelay {
         }
         let opened = !flow.counted && (flow.is_open() || flow.dead_at.is_some());
         flow.counted |= opened;
-        let watch = match flow.dead_at {
-            Some(dead) => dead + self.config.linger,
-            None if !flow.is_open() => flow.opened_at + self.config.open_timeout,
-            None => flow.active_at + self.config.idle_timeout,
-        };
-        let watch = (watch, Timer::Idle);
-        let deadline = flow
-            .next_deadline()
-            .filter(|(at, _)| *at <= watch.0)
-            .unwrap_or(watch);
+        let deadline = deadline_of(&self.config, flow);
+        if opened && let Some(place) = live.waits.take() {
+            self.backlog.remove(slot.tag, place);
+        }
         // A deadline that moved later is left where it is: it expires without effect and is set anew, which is less work
         // than moving it with every segment.
         if slot.deadline.is_none_or(|(due, _)| deadline.0 < due) {
-            if let Some((old, _)) = slot.deadline.replace(deadline) {
-                self.deadlines.remove(&(old, key));
-            }
-            self.deadlines.insert((deadline.0, key));
-        }
-        if opened && let Some(place) = slot.waits.take() {
-            self.backlog.remove(slot.tag, place);
+            register(&mut self.deadlines, key, slot, deadline);
         }
         self.remember(learnt);
     }
 
     /// Forgets a connection without a word to either side: it lives on elsewhere, or is over.
     pub fn remove(&mut self, key: &FlowKey) -> bool {
-        let Some(slot) = self.flows.remove(key) else {
+        let Some(mut slot) = self.flows.remove(key) else {
             return false;
         };
-        self.buffered = self.buffered.saturating_sub(slot.buffered);
+        if let Some(live) = slot.awake() {
+            self.buffered = self.buffered.saturating_sub(live.buffered);
+            if let Some(place) = live.waits {
+                self.backlog.remove(slot.tag, place);
+            }
+        }
         if let Some(count) = self.tagged.get_mut(&slot.tag) {
             *count -= 1;
             if *count == 0 {
@@ -502,9 +515,6 @@ impl SplitRelay {
         // What a finished connection learnt was noted when it finished.
         if flow.dead_at.is_none() {
             self.remember(learnt_of(key, &flow));
-        }
-        if let Some(place) = slot.waits {
-            self.backlog.remove(slot.tag, place);
         }
         true
     }
@@ -550,16 +560,40 @@ impl SplitRelay {
     }
 
     /// Parks connections on which nothing has happened for `silent_for`: they are kept as their snapshot,
-    /// a third of the size, and wake with the next packet or deadline. Worth calling every few seconds.
-    /// Returns how many were parked.
+    /// a sixth of the size, and wake with the next packet or deadline. Returns how many were parked.
     pub fn trim(&mut self, now: Instant, silent_for: Duration) -> usize {
-        self.flows
-            .values_mut()
-            .filter_map(|slot| {
-                slot.park(now, |flow| flow.silence(now) >= silent_for && flow.is_quiet())
-                    .then_some(())
-            })
-            .count()
+        self.trim_some(now, silent_for, usize::MAX)
+    }
+
+    /// As [`SplitRelay::trim`], and looks at `most` connections at most. Costs next to nothing when none is due; the
+    /// sooner the silent are parked, the fewer are ever alive at once.
+    pub fn trim_some(&mut self, now: Instant, silent_for: Duration, most: usize) -> usize {
+        let mut parked = 0;
+        for _ in 0..self.awake.len().min(most) {
+            let due = |(since, ..): &mut Watch| *since + silent_for <= now;
+            let Some((_, watch, key)) = self.awake.pop_front_if(due) else {
+                break;
+            };
+            let Some(slot) = self.flows.get_mut(&key) else {
+                continue;
+            };
+            let Some(live) = slot.awake().filter(|live| live.watch == watch) else {
+                continue;
+            };
+            let flow = &live.flow;
+            if live.ready || flow.silence(now) < silent_for || !flow.is_quiet() {
+                let since = if flow.is_quiet() { flow.active_at } else { now };
+                self.awake.push_back((since, watch, key));
+                continue;
+            }
+            self.buffered = self.buffered.saturating_sub(live.buffered);
+            let deadline = deadline_of(&self.config, flow);
+            // Whatever was left to expire without effect would wake it.
+            register(&mut self.deadlines, key, slot, deadline);
+            slot.park(now);
+            parked += 1;
+        }
+        parked
     }
 
     /// Bytes of memory a connection takes, buffers of a busy one not counted.
@@ -571,8 +605,28 @@ impl SplitRelay {
 
     /// The flow of `key`, woken if it was parked.
     fn live(&mut self, key: &FlowKey) -> Option<&mut Flow> {
-        self.flows.get_mut(key)?.live()
+        self.flows.get_mut(key)?.live().map(|live| &mut live.flow)
     }
+}
+
+/// When a flow wants attention next, and what for.
+fn deadline_of(config: &SplitConfig, flow: &Flow) -> (Instant, Timer) {
+    let watch = match flow.dead_at {
+        Some(dead) => dead + config.linger,
+        None if !flow.is_open() => flow.opened_at + config.open_timeout,
+        None => flow.active_at + config.idle_timeout,
+    };
+    flow.next_deadline()
+        .filter(|(at, _)| *at <= watch)
+        .unwrap_or((watch, Timer::Idle))
+}
+
+/// Registers `deadline` in place of the one there is.
+fn register(deadlines: &mut Deadlines, key: FlowKey, slot: &mut Slot, deadline: (Instant, Timer)) {
+    if let Some((old, _)) = slot.deadline.replace(deadline) {
+        deadlines.remove(&(old, key));
+    }
+    deadlines.insert((deadline.0, key));
 }
 
 /// A host, and what a connection learnt of the path to it.

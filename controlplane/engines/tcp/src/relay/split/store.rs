@@ -14,22 +14,29 @@ use crate::timer::Timer;
 
 /// A flow in one of its two forms.
 enum Stored {
-    Live(Box<Flow>),
+    Live(Box<Live>),
     /// Its encoding, packed, written at that time.
     Parked(Box<[u8]>, Instant),
 }
 
-/// A place in the relay's table.
+/// A place in the relay's table. What only matters while something happens is in [`Live`].
 pub(super) struct Slot {
     stored: Stored,
     /// The deadline registered for it.
     pub(super) deadline: Option<(Instant, Timer)>,
+    /// The path it belongs to.
+    pub(super) tag: u64,
+}
+
+/// A flow on which something happens, or did lately.
+pub(super) struct Live {
+    pub(super) flow: Flow,
     /// It stands in the queue of those with something to send.
     pub(super) ready: bool,
     /// Segments arrived whose consequences are not drawn yet.
     pub(super) changed: bool,
-    /// The path it belongs to.
-    pub(super) tag: u64,
+    /// Its number in the queue of those that may fall silent; zero before it stands there.
+    pub(super) watch: u64,
     /// Its place among those not yet open.
     pub(super) waits: Option<Place>,
     /// What was chosen for it.
@@ -38,29 +45,52 @@ pub(super) struct Slot {
     pub(super) buffered: usize,
 }
 
+impl Live {
+    fn new(flow: Flow, opening: Opening) -> Box<Self> {
+        Box::new(Self {
+            flow,
+            ready: false,
+            changed: false,
+            watch: 0,
+            waits: None,
+            opening,
+            buffered: 0,
+        })
+    }
+}
+
 impl Slot {
     /// A place for a flow.
     pub(super) fn new(flow: Flow, tag: u64, opening: Opening) -> Self {
         Self {
-            stored: Stored::Live(Box::new(flow)),
+            stored: Stored::Live(Live::new(flow, opening)),
             deadline: None,
-            ready: false,
-            changed: false,
             tag,
-            waits: None,
-            opening,
-            buffered: 0,
         }
     }
 
     /// The flow, woken if it was parked.
-    pub(super) fn live(&mut self) -> Option<&mut Flow> {
+    pub(super) fn live(&mut self) -> Option<&mut Live> {
         if let Stored::Parked(bytes, at) = &self.stored {
             let flow = decode(bytes, *at)?;
-            self.stored = Stored::Live(Box::new(flow));
+            // What was chosen for its opening has had its effect.
+            self.stored = Stored::Live(Live::new(flow, Opening::default()));
         }
+        self.awake()
+    }
+
+    /// The flow, if it is not parked.
+    pub(super) fn awake(&mut self) -> Option<&mut Live> {
         match &mut self.stored {
-            Stored::Live(flow) => Some(flow),
+            Stored::Live(live) => Some(live),
+            Stored::Parked(..) => None,
+        }
+    }
+
+    /// As [`Slot::awake`], for a look.
+    pub(super) fn seen_awake(&self) -> Option<&Live> {
+        match &self.stored {
+            Stored::Live(live) => Some(live),
             Stored::Parked(..) => None,
         }
     }
@@ -68,30 +98,25 @@ impl Slot {
     /// The flow for a look, without waking it.
     pub(super) fn look(&self) -> Option<Cow<'_, Flow>> {
         match &self.stored {
-            Stored::Live(flow) => Some(Cow::Borrowed(flow)),
+            Stored::Live(live) => Some(Cow::Borrowed(&live.flow)),
             Stored::Parked(bytes, at) => decode(bytes, *at).map(Cow::Owned),
         }
     }
 
     /// Keeps only the encoding of a flow for which nothing is to be done but wait.
-    pub(super) fn park(&mut self, now: Instant, silent: impl FnOnce(&Flow) -> bool) -> bool {
-        let Stored::Live(flow) = &mut self.stored else {
-            return false;
-        };
-        if self.ready || !silent(flow) {
-            return false;
+    pub(super) fn park(&mut self, now: Instant) {
+        if let Stored::Live(live) = &mut self.stored {
+            live.flow.trim();
+            let mut writer = Writer::new(now);
+            live.flow.encode(&mut writer);
+            self.stored = Stored::Parked(pack(&writer.bytes), now);
         }
-        flow.trim();
-        let mut writer = Writer::new(now);
-        flow.encode(&mut writer);
-        self.stored = Stored::Parked(pack(&writer.bytes), now);
-        true
     }
 
     /// Bytes of memory it takes beside its place in the table.
     pub(super) fn memory(&self) -> usize {
         match &self.stored {
-            Stored::Live(flow) => size_of::<Flow>() + flow.memory(),
+            Stored::Live(live) => size_of::<Live>() + live.flow.memory(),
             Stored::Parked(bytes, _) => bytes.len(),
         }
     }
