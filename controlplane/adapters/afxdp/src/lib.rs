@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `syscall` | the kernel's calls, with errors |
 //! | `mmap` | memory shared with the kernel, unmapped on drop |
+//! | `huge` | pages of 2 MiB, where there are any |
 //! | `umem` | the frame area, and [`Frame`]: the right to use one of its frames |
 //! | `ring` | producer and consumer ends of the single-producer, single-consumer rings |
 //! | `socket` | one socket: its four rings and how it is bound |
@@ -26,6 +27,7 @@
 
 mod config;
 mod engine;
+mod huge;
 mod memory;
 mod mmap;
 mod ring;
@@ -36,6 +38,7 @@ mod umem;
 
 pub use config::{BusyPoll, Config, Copying, Error, PortQueue};
 pub use engine::{Account, Engine, PortId, Statistics};
+pub use huge::on_huge_pages;
 pub use memory::MemoryPort;
 pub use sockets::Sockets;
 pub use umem::Frame;

@@ -20,9 +20,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Anonymous memory, page aligned.
+    /// Anonymous memory, page aligned, on large pages where there are any, and present.
     pub(crate) fn anonymous(length: usize) -> io::Result<Self> {
-        Self::new(syscall::map(length, None)?, length)
+        let address = syscall::map(length, None)?;
+        let mapping = Self::new(address, length)?;
+        // Either only saves time: without large pages there are small ones, and what is not present comes when touched.
+        let _ = syscall::prefer_huge(address, length);
+        let _ = syscall::populate(address, length);
+        Ok(mapping)
     }
 
     /// A ring of a socket.

@@ -127,11 +127,8 @@ pub(crate) fn poll(descriptors: &mut [libc::pollfd], timeout: Duration) -> io::R
 pub(crate) fn map(length: usize, ring: Option<(BorrowedFd<'_>, libc::off_t)>) -> io::Result<*mut c_void> {
     let (flags, descriptor, offset) = match ring {
         Some((fd, offset)) => (libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset),
-        None => (
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
-            -1,
-            0,
-        ),
+        // Not made present here: first is said on which pages.
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
     };
     // SAFETY: the kernel chooses the place, so no live mapping is replaced.
     let address = unsafe {
@@ -149,6 +146,25 @@ pub(crate) fn map(length: usize, ring: Option<(BorrowedFd<'_>, libc::off_t)>) ->
     } else {
         Ok(address)
     }
+}
+
+/// Asks for large pages under `length` bytes from `start` on: the whole pages among them.
+pub(crate) fn prefer_huge(start: *mut c_void, length: usize) -> io::Result<()> {
+    const PAGE: usize = 4096;
+    let skip = start.addr().next_multiple_of(PAGE) - start.addr();
+    let whole = length.saturating_sub(skip) & !(PAGE - 1);
+    if whole == 0 {
+        return Ok(());
+    }
+    let start = start.wrapping_byte_add(skip);
+    // SAFETY: this advice changes no byte of memory, whosever it is, and no right to access it.
+    check(unsafe { libc::madvise(start, whole, libc::MADV_HUGEPAGE) })
+}
+
+/// Makes all of a mapping present, so that nobody waits for it later.
+pub(crate) fn populate(start: *mut c_void, length: usize) -> io::Result<()> {
+    // SAFETY: touches pages without changing their contents.
+    check(unsafe { libc::madvise(start, length, libc::MADV_POPULATE_WRITE) })
 }
 
 fn check(result: c_int) -> io::Result<()> {

@@ -9,7 +9,7 @@
 //! byte its place: decrypted, checked, numbered anew and encrypted where it lies. Each of the four halves has
 //! its own sequence numbers; the two senders' keys differ, so no nonce can meet its twin (spec row N2).
 
-use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
+use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng, Whereabouts};
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, EspKeys, Lifetime};
 use towpath_base::{DropReason, Instant};
@@ -33,6 +33,8 @@ pub struct Bridge<T, const WORDS: usize = DEFAULT_WINDOW_WORDS> {
     /// Reached and not yet told.
     pending: Option<LifetimeEvent>,
     told: Option<LifetimeEvent>,
+    /// Bytes of other SAs to ask for between opening and sealing.
+    later: Option<Whereabouts>,
     to_terminal: Way<T, WORDS>,
 }
 
@@ -87,6 +89,7 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
             },
             pending: None,
             told: None,
+            later: None,
             to_terminal: Way {
                 from: from_peer,
                 to: to_terminal,
@@ -105,11 +108,21 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         T::prefetch(way.to.spi_ref());
     }
 
-    /// Tells the processor that a packet is coming, next or soon after; see [`Bridge::announce`].
+    /// Tells the processor that a packet is coming, next or soon after; see [`Bridge::announce`]. Asks for the half that
+    /// opens, and returns where the one that seals is, to be asked for [a little later](Bridge::meanwhile): a processor keeps
+    /// some twenty lines of memory in flight, and whoever asks for more waits.
     #[inline]
-    pub fn expect(&self, to_peer: bool) {
-        T::prefetch(if to_peer { &self.to_peer } else { &self.to_terminal });
+    pub fn expect(&self, to_peer: bool) -> Whereabouts {
+        let way = if to_peer { &self.to_peer } else { &self.to_terminal };
+        T::prefetch(&way.from);
         T::prefetch(&self.pending);
+        Whereabouts::of(&way.to)
+    }
+
+    /// Once the next packet is opened and not yet sealed, these bytes are asked for. Changes nothing but time.
+    #[inline]
+    pub const fn meanwhile(&mut self, bytes: Option<Whereabouts>) {
+        self.later = bytes;
     }
 
     /// Works on one direction, and keeps what it has to tell.
@@ -141,7 +154,13 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         at: &Located,
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<(), DropReason> {
-        self.on(to_peer, |way| way.through(now, packet.bytes_mut(), at, rng))
+        let bytes = packet.bytes_mut();
+        let later = self.later.take();
+        self.on(to_peer, |way| {
+            let len = way.open_in_place(now, bytes, at)?;
+            later.into_iter().for_each(T::fetch);
+            way.seal_in_place(now, bytes, at, len, rng)
+        })
     }
 
     /// A packet of the terminal: in `packet` for the peer afterwards. On error its contents are unspecified.
@@ -183,7 +202,10 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         now: Instant,
         packet: &mut PacketBuf<'_>,
     ) -> Result<Opened, DropReason> {
-        self.on(to_peer, |way| way.from.open(now, packet))
+        let later = self.later.take();
+        let opened = self.on(to_peer, |way| way.from.open(now, packet));
+        later.into_iter().for_each(T::fetch);
+        opened
     }
 
     /// Seals the plain IP packet in `packet` for the peer, or for the terminal; see [`OutboundSa::seal`]. Counts in the
@@ -286,17 +308,25 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
 }
 
 impl<T: EspTransform, const WORDS: usize> Way<T, WORDS> {
-    fn through(
-        &mut self,
-        now: Instant,
-        bytes: &mut [u8],
-        at: &Located,
-        rng: &mut (impl Rng + ?Sized),
-    ) -> Result<(), DropReason> {
+    /// Returns the length of the plain IP packet.
+    #[inline]
+    fn open_in_place(&mut self, now: Instant, bytes: &mut [u8], at: &Located) -> Result<usize, DropReason> {
         self.to.meter_mut().check(now)?;
         let plain = self.from.decrypt(now, bytes, at)?;
         let len = plain.len(self.from.mode(), at);
         self.from.meter_mut().count(now, len);
+        Ok(len)
+    }
+
+    #[inline]
+    fn seal_in_place(
+        &mut self,
+        now: Instant,
+        bytes: &mut [u8],
+        at: &Located,
+        len: usize,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<(), DropReason> {
         self.to.reseal(now, bytes, at.esp_at, at.end, len, rng)?;
         if let Some(udp_at) = at.udp_at {
             checksum::finish_udp(bytes, udp_at, at.end);

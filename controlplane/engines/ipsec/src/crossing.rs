@@ -10,7 +10,7 @@
 
 use alloc::boxed::Box;
 
-use towpath_base::crypto::{EspTransform, IcvTransform, Rng};
+use towpath_base::crypto::{EspTransform, IcvTransform, Rng, Whereabouts};
 use towpath_base::packet::PacketBuf;
 use towpath_base::policy::IpsecProtocol;
 use towpath_base::{DropReason, Instant};
@@ -103,9 +103,18 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
 
     /// Tells the processor that a packet is coming; see [`Bridge::expect`].
     #[inline]
-    pub fn expect(&self, to_peer: bool) {
+    pub fn expect(&self, to_peer: bool) -> Option<Whereabouts> {
+        match self {
+            Self::Esp(bridge) => Some(bridge.expect(to_peer)),
+            Self::Ah(_) | Self::EspInAh(_) => None,
+        }
+    }
+
+    /// What to ask for while the next packet is opened and not yet sealed; see [`Bridge::meanwhile`].
+    #[inline]
+    pub const fn meanwhile(&mut self, bytes: Option<Whereabouts>) {
         if let Self::Esp(bridge) = self {
-            bridge.expect(to_peer);
+            bridge.meanwhile(bytes);
         }
     }
 

@@ -44,8 +44,8 @@ use crate::stored::Installation;
 
 /// Packets taken from one port at a time.
 const BATCH: usize = 64;
-/// Packets whose SAs are asked for ahead of the one that is worked on: what memory takes while a few packets are sealed.
-const AHEAD: usize = 4;
+/// Packets whose SAs are asked for ahead of the one that is worked on: what memory takes while a packet is sealed.
+const AHEAD: usize = 2;
 /// Longest sleep: SAs are looked at for limits in time this often.
 const TICK: Duration = Duration::from_secs(1);
 /// Packets of the relay sent before new ones are received.

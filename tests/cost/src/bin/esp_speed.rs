@@ -13,7 +13,8 @@ use std::net::IpAddr;
 use std::time::Instant as Clock;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use towpath_base::crypto::EspTransform;
+use towpath_afxdp::on_huge_pages;
+use towpath_base::crypto::{EspTransform, Whereabouts};
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors};
 use towpath_base::selector::TrafficSelector;
@@ -241,7 +242,7 @@ fn suite(suite: EspSuite, rounds: usize) {
 }
 
 /// Packets whose SAs are asked for ahead, as the gateway's worker does.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 /// Packets the worker takes at a time.
 const RECEIVED: usize = 64;
 
@@ -249,6 +250,8 @@ const RECEIVED: usize = 64;
 struct Table {
     slots: Slots<(IpAddr, IpAddr, Spi), foldhash::quality::RandomState>,
     gateways: Vec<Gateway>,
+    /// The half of an SA to ask for between opening and sealing.
+    later: Option<Whereabouts>,
 }
 
 impl Table {
@@ -256,6 +259,11 @@ impl Table {
         let at = locate::esp(packet).expect("ESP");
         let slot = self.slots.guess(&(at.source, at.destination, at.spi));
         slot.expect("it was inserted")
+    }
+
+    fn expect(&mut self, slot: usize) {
+        let before = self.later.replace(self.gateways[slot].expect(true));
+        before.into_iter().for_each(AwsLcTransform::fetch);
     }
 
     /// One batch, handled as the worker handles it: find all, then work, and ask for the ones to come.
@@ -269,28 +277,35 @@ impl Table {
             AwsLcTransform::prefetch(self.slots.key(*slot).expect("it was inserted"));
         }
         for slot in ahead.iter().take(AHEAD) {
-            self.gateways[*slot].expect(true);
+            self.expect(*slot);
         }
         for (index, (frame, place)) in frames.chunks_mut(FRAME).zip(places).enumerate() {
             if let Some(slot) = ahead.get(index + AHEAD) {
-                self.gateways[*slot].expect(true);
+                self.expect(*slot);
             }
             let at = locate::esp(&frame[place.start..place.start + place.len]).expect("ESP");
             let slot = self.slots.get(&(at.source, at.destination, at.spi));
             let slot = slot.expect("it was inserted");
             let mut packet = PacketBuf::new(frame, place.start, place.len).expect("it fits");
+            self.gateways[slot].meanwhile(self.later.take());
             let result = self.gateways[slot].pass(true, NOW, &mut packet, &at, &mut SystemRng);
             assert!(black_box(result).is_ok());
         }
     }
 }
 
+/// Bytes of the frame area: large pages and some more, for it begins anywhere.
+const AREA: usize = 8 << 20;
+
 /// Both arms look their SA up by addresses and SPI, as the gateway does, and touch as many frames.
 fn many(sas: usize, rounds: usize) {
     let mut table = Table {
         slots: Slots::default(),
         gateways: Vec::with_capacity(sas),
+        later: None,
     };
+    // As the gateway's own table. An error says that there are no large pages.
+    let _ = on_huge_pages(&table.gateways);
     let mut terminals = Vec::with_capacity(sas);
     for slot in 0..sas {
         let spi = 0x2002 + slot as u32;
@@ -299,7 +314,11 @@ fn many(sas: usize, rounds: usize) {
         table.gateways.push(gateway);
         terminals.push(terminal);
     }
-    let mut frames = vec![0; FRAME * BATCH];
+    let mut frames = Vec::with_capacity(AREA);
+    let _ = on_huge_pages(&frames);
+    frames.resize(AREA, 0);
+    // The middle of it is on large pages for certain.
+    let frames = &mut frames[AREA / 2..][..FRAME * BATCH];
     let mut ahead = Vec::with_capacity(RECEIVED);
     let mut random = 1u64;
     let mut one_pass = |spread: usize| {

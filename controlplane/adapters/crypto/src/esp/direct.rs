@@ -3,7 +3,7 @@
 //!
 //! `aws_lc_rs::aead::LessSafeKey` keeps its key schedule in an allocation of its own, whose place it does not tell. With
 //! ten thousand SAs that schedule is in no cache when a packet comes, and nobody can ask for it ahead of time.
-//! Here it is a field of the transform; see [`prefetch`].
+//! Here it is a field of the transform; see [`fetch`].
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
@@ -14,7 +14,7 @@ use aws_lc_sys::{
     EVP_AEAD_CTX_seal_scatter, EVP_AEAD_CTX_zero, EVP_aead_aes_128_gcm, EVP_aead_aes_256_gcm,
     EVP_aead_chacha20_poly1305, OPENSSL_cleanse,
 };
-use towpath_base::crypto::{Forged, InvalidKey};
+use towpath_base::crypto::{Forged, InvalidKey, Whereabouts};
 
 /// Length of every tag here, bytes.
 const TAG: usize = 16;
@@ -164,16 +164,17 @@ impl Drop for AeadKey {
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Asks for the bytes of `value` itself, not for what it points to. Changes nothing but time.
+/// Asks for these bytes. Changes nothing but time.
 #[inline]
-pub(super) fn prefetch<U>(value: &U) {
-    let start = ptr::from_ref(value).cast::<u8>();
+pub(super) fn fetch(bytes: Whereabouts) {
+    // An address and no more: a hint reads nothing.
+    let start = ptr::without_provenance::<u8>(bytes.start);
     let mut offset = 0;
-    while offset < size_of::<U>() {
+    while offset < bytes.len {
         line(start.wrapping_add(offset));
         offset += LINE;
     }
-    if let Some(last) = size_of::<U>().checked_sub(1) {
+    if let Some(last) = bytes.len.checked_sub(1) {
         line(start.wrapping_add(last));
     }
 }
@@ -238,8 +239,12 @@ mod tests {
 
     #[test]
     fn anything_can_be_asked_for() {
-        prefetch(&());
-        prefetch(&[0u8; 4096]);
-        prefetch("text".as_bytes().first().unwrap());
+        fetch(Whereabouts::of(&()));
+        fetch(Whereabouts::of(&[0u8; 4096]));
+        fetch(Whereabouts::of("text".as_bytes().first().unwrap()));
+        fetch(Whereabouts {
+            start: usize::MAX - 1,
+            len: 200,
+        });
     }
 }

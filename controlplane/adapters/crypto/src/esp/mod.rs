@@ -13,7 +13,7 @@ use aws_lc_rs::cipher::{
     UnboundCipherKey,
 };
 use aws_lc_rs::iv::FixedLength;
-use towpath_base::crypto::{EspParts, EspProvider, EspTransform, Forged, InvalidKey};
+use towpath_base::crypto::{EspParts, EspProvider, EspTransform, Forged, InvalidKey, Whereabouts};
 use towpath_base::sa::{EspCipher, EspKeys, EspSuite, KeyParts};
 
 use ccm::Ccm;
@@ -163,8 +163,8 @@ impl EspTransform for AwsLcTransform {
     }
 
     #[inline]
-    fn prefetch<U>(value: &U) {
-        direct::prefetch(value);
+    fn fetch(bytes: Whereabouts) {
+        direct::fetch(bytes);
     }
 
     #[inline]

@@ -136,13 +136,42 @@ pub trait EspTransform {
     /// Checks `parts.icv` in constant time, then decrypts `parts.payload`. On error the payload is unspecified.
     fn open(&mut self, parts: EspParts<'_>) -> Result<(), Forged>;
 
-    /// Tells the processor that the bytes of `value` will be needed soon, where there is a way to say so: what an SA is
-    /// made of, its transform inside. Nothing depends on it but time.
+    /// Tells the processor that these bytes will be needed soon, where there is a way to say so: what an SA is made of,
+    /// its transform inside. Nothing depends on it but time.
     #[inline]
-    fn prefetch<U>(_value: &U)
+    fn fetch(_bytes: Whereabouts)
     where
         Self: Sized,
     {
+    }
+
+    /// As [`EspTransform::fetch`], of the bytes of `value`.
+    #[inline]
+    fn prefetch<U>(value: &U)
+    where
+        Self: Sized,
+    {
+        Self::fetch(Whereabouts::of(value));
+    }
+}
+
+/// Where a value was when it was asked. Nothing can be read through it, so it may outlive the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Address of the first byte.
+    pub start: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl Whereabouts {
+    /// Of the value itself, not of what it points to.
+    #[inline]
+    pub fn of<U>(value: &U) -> Self {
+        Self {
+            start: core::ptr::from_ref(value).addr(),
+            len: size_of::<U>(),
+        }
     }
 }
 

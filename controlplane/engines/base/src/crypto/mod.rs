@@ -9,7 +9,9 @@ mod inspect;
 
 #[cfg(feature = "alloc")]
 pub use auth::{PeerProof, PeerVerifier, SignatureScheme, Signer, Untrusted};
-pub use esp::{Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey};
+pub use esp::{
+    Aad, EspParts, EspProvider, EspTransform, Forged, IcvProvider, IcvTransform, InvalidKey, Whereabouts,
+};
 #[cfg(feature = "alloc")]
 pub use ike::{CryptoError, DhGroup, Integrity, KeyGenerator, Prf, Secret, SkCipher, SkKeys, SkParts};
 pub use inspect::{EspDecryptor, InspectProvider};

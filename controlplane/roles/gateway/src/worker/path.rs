@@ -44,7 +44,7 @@ impl<P: Suites, R: Rng> Path<P, R> {
                 return;
             }
             DivertKind::Esp | DivertKind::NattEsp | DivertKind::Ah => self.protect(now, &meta, &mut frame),
-            DivertKind::NattKeepalive | DivertKind::Fragment | DivertKind::TooBig => {
+            DivertKind::NattKeepalive | DivertKind::Fragment | DivertKind::TooBig | DivertKind::Wrapped => {
                 self.beside(now, &meta, kind, &mut frame)
             }
         };
@@ -60,7 +60,7 @@ impl<P: Suites, R: Rng> Path<P, R> {
         self.send_extra(engine);
     }
 
-    /// Fragments, errors and keep-alives.
+    /// Fragments, errors, keep-alives, and what is inside other packets.
     fn beside(
         &mut self,
         now: Instant,
@@ -78,6 +78,7 @@ impl<P: Suites, R: Rng> Path<P, R> {
                     datapath.process_fragment(now, arrival, from_terminal, packet.bytes(), rng)
                 }
                 DivertKind::TooBig => datapath.process_too_big(now, packet.bytes_mut()),
+                DivertKind::Wrapped => datapath.process_wrapped(now, arrival, from_terminal, packet, rng),
                 _ => datapath.process_keep_alive(packet.bytes()),
             })
         })
@@ -119,7 +120,7 @@ impl<P: Suites, R: Rng> Path<P, R> {
     }
 
     /// Finds the SAs a batch will need, and asks for the first ones.
-    pub(super) fn look_ahead(&self, batch: &[Frame], ahead: &mut Vec<Option<Expected>>) {
+    pub(super) fn look_ahead(&mut self, batch: &[Frame], ahead: &mut Vec<Option<Expected>>) {
         ahead.clear();
         // A packet that comes alone has nothing to be worked on meanwhile.
         if batch.len() > 1 {
@@ -141,7 +142,7 @@ impl<P: Suites, R: Rng> Path<P, R> {
         self.datapath.find(from_access, packet)
     }
 
-    pub(super) fn expect(&self, expected: Option<&Option<Expected>>) {
+    pub(super) fn expect(&mut self, expected: Option<&Option<Expected>>) {
         if let Some(Some(expected)) = expected {
             self.datapath.expect(*expected);
         }
