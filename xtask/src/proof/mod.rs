@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use self::runner::Outcome;
 use self::scenario::Scenario;
 use self::stack::{Stack, programs};
-use crate::lab::{Lab, Node, Options, PeerKind};
+use crate::lab::{Family, Lab, Node, Options, PeerKind};
 use crate::sh::{Cmd, Usage, is_root};
 use crate::ui::{Step, step};
 use crate::{ebpf, setup};
@@ -42,8 +42,8 @@ pub struct Args {
     /// With --once: leave the lab up when a scenario failed
     #[arg(long, requires = "once")]
     pub keep: bool,
-    /// Replace keys every second or two for this many seconds while packets flow, with the kernel peer unless --peer
-    /// says otherwise; exit 0 if none was lost
+    /// Replace keys every second or two for this many seconds while packets flow in both families, with the kernel peer
+    /// unless --peer says otherwise; exit 0 if none was lost
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["once", "iface"])]
     pub rekeys: Option<u64>,
     /// Show what TCP keeps through the split relay: 1,000 connections, closed windows, shrinking paths, curl, ssh,
@@ -164,34 +164,47 @@ fn replace_keys(root: &Path, args: &Args, object: &Path) -> Result<()> {
     };
     Lab::down_instance(root, &instance)?;
     let stack = Stack::start(Lab::up(root, &options)?, object)?;
-    let stream = rekeys::Stream {
-        terminal: Node::Ta,
-        family: crate::lab::Family::V4,
-    };
     let seconds = std::time::Duration::from_secs(args.rekeys.unwrap_or(600).max(20));
-    let report = rekeys::run(&stack, stream, seconds);
+    // Both families at the same time: their keys have nothing to do with each other.
+    let reports = std::thread::scope(|scope| {
+        let run = |family| {
+            let stream = rekeys::Stream {
+                terminal: Node::Ta,
+                family,
+            };
+            rekeys::run(&stack, stream, seconds)
+        };
+        let threads = Family::ALL.map(|family| scope.spawn(move || run(family)));
+        threads.map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    });
+    let [v4, v6] = reports;
     stack.stop();
     Lab::down_instance(root, &instance)?;
-    let report = report?;
-    println!(
-        "{} packets sent, {} answered; CHILD SAs replaced by the peer {}, by us {}, by both at once {}; IKE SAs {}, {}, {}",
-        report.sent,
-        report.answered,
-        report.children[0],
-        report.children[1],
-        report.children[2],
-        report.ikes[0],
-        report.ikes[1],
-        report.ikes[2],
-    );
-    if report.passed() {
-        return Ok(());
+    let reports = [v4?, v6?];
+    for report in &reports {
+        println!(
+            "{}: {} packets sent, {} answered; CHILD SAs replaced by the peer {}, by us {}, by both at once {}; \
+             IKE SAs {}, {}, {}",
+            report.stream.family,
+            report.sent,
+            report.answered,
+            report.children[0],
+            report.children[1],
+            report.children[2],
+            report.ikes[0],
+            report.ikes[1],
+            report.ikes[2],
+        );
     }
-    bail!(
-        "{} packets lost, {} CHILD SAs left where one is expected",
-        report.sent - report.answered,
-        report.left
-    )
+    match reports.iter().find(|report| !report.passed()) {
+        None => Ok(()),
+        Some(report) => bail!(
+            "{}: {} packets lost, {} CHILD SAs left where one is expected",
+            report.stream.family,
+            report.sent - report.answered,
+            report.left
+        ),
+    }
 }
 
 /// Every scenario once; an error when one failed.
