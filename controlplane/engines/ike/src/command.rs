@@ -247,6 +247,25 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The IKE SA it is about; the older one of two.
+    pub const fn ike(&self) -> IkeSaId {
+        match self {
+            Self::NeedPolicy { request: ike, .. }
+            | Self::IkeEstablished { ike, .. }
+            | Self::IkeRekeyed { old: ike, .. }
+            | Self::IkeSucceeding { old: ike, .. }
+            | Self::AddressesChanged { ike, .. }
+            | Self::ChildEstablished { ike, .. }
+            | Self::ChildSoftExpired { ike, .. }
+            | Self::ChildDeleted { ike, .. }
+            | Self::IkeClosed { ike, .. }
+            | Self::Failed { ike, .. }
+            | Self::Exchange { ike, .. } => *ike,
+        }
+    }
+}
+
 /// How far an IKE SA is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IkeState {

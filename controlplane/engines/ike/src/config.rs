@@ -118,7 +118,7 @@ pub struct Config {
     /// Let [`danger_keys`](crate::Endpoint::danger_keys) give out the keys of IKE SAs.
     pub danger_export_keys: bool,
     /// Age at which an IKE SA of ours is authenticated anew, its successor established before it is deleted; `None`
-    /// never.
+    /// never. Up to a tenth earlier, at random.
     pub reauth_after: Option<Duration>,
     /// How long a rekeying of the peer's may pause before its additional key exchange (RFC 9370 §2.2.4 suggests 5 to 20
     /// seconds); then what was agreed on is forgotten.

@@ -70,6 +70,8 @@ fn rsa_pss() {
             (RsaPss3072Sha256Mgf1SaltLen32, RsaPssSha256, 0),
             (RsaPss4096Sha256Mgf1SaltLen32, RsaPssSha256, 0),
             (RsaPss2048Sha384Mgf1SaltLen48, RsaPssSha384, 0),
+            (RsaPss4096Sha384Mgf1SaltLen48, RsaPssSha384, 0),
+            (RsaPss4096Sha512Mgf1SaltLen64, RsaPssSha512, 0),
         ]
     );
 }
@@ -83,7 +85,14 @@ fn rsa_pkcs1() {
             (Rsa3072Sha256, RsaPkcs1Sha256, 0),
             (Rsa4096Sha256, RsaPkcs1Sha256, 0),
             (Rsa2048Sha384, RsaPkcs1Sha384, 0),
+            (Rsa3072Sha384, RsaPkcs1Sha384, 0),
+            (Rsa4096Sha384, RsaPkcs1Sha384, 0),
             (Rsa2048Sha512, RsaPkcs1Sha512, 0),
+            (Rsa3072Sha512, RsaPkcs1Sha512, 0),
+            (Rsa4096Sha512, RsaPkcs1Sha512, 0),
+            (Rsa8192Sha256, RsaPkcs1Sha256, 0),
+            (Rsa8192Sha384, RsaPkcs1Sha384, 0),
+            (Rsa8192Sha512, RsaPkcs1Sha512, 0),
         ]
     );
 }

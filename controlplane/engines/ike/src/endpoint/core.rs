@@ -123,6 +123,11 @@ impl<K: KeyGenerator, R: Rng> Core<K, R> {
         self.esp_spis.remove(&(local, spi));
     }
 
+    #[cfg(test)]
+    pub(super) fn esp_spis_in_use(&self) -> usize {
+        self.esp_spis.len()
+    }
+
     /// Sends a message, or several back to back (see [`seal`](crate::sa::seal)): each in a datagram of its own.
     pub(crate) fn transmit(&mut self, source: SocketAddr, destination: SocketAddr, mut payload: Vec<u8>) {
         while !payload.is_empty() {

@@ -20,7 +20,7 @@ use crate::sa::State;
 use crate::wire::{ExchangeType, HEADER_LEN, Header, Notify, NotifyType, Payload, encode_payloads};
 
 /// A message under the keys of end `from`, its payloads as bytes.
-fn forge(
+pub(super) fn forge(
     pair: &Ends,
     from: usize,
     exchange: ExchangeType,
@@ -38,7 +38,7 @@ fn forge(
     protect(&IkeCrypto, sk, &[0xfe; 8], header, &inside).unwrap()
 }
 
-fn chain(payloads: &[Payload<'_>]) -> Inside {
+pub(super) fn chain(payloads: &[Payload<'_>]) -> Inside {
     let mut text = Vec::new();
     encode_payloads(payloads, &mut text);
     Inside {
@@ -48,18 +48,18 @@ fn chain(payloads: &[Payload<'_>]) -> Inside {
     }
 }
 
-fn deliver(pair: &mut Ends, to: usize, message: &[u8]) -> Result<(), DropReason> {
+pub(super) fn deliver(pair: &mut Ends, to: usize, message: &[u8]) -> Result<(), DropReason> {
     let [a, b] = ends();
     let (source, destination) = if to == 1 { (a, b) } else { (b, a) };
     pair[to].handle_datagram(NOW, source, destination, message)
 }
 
-fn installed(commands: &[Command]) -> usize {
+pub(super) fn installed(commands: &[Command]) -> usize {
     let is = |command: &&Command| matches!(command, Command::ChildEstablished { .. });
     commands.iter().filter(is).count()
 }
 
-fn state(pair: &Ends, end: usize) -> State {
+pub(super) fn state(pair: &Ends, end: usize) -> State {
     pair[end].sas.values().next().unwrap().state
 }
 

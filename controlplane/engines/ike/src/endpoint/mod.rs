@@ -8,6 +8,8 @@ mod cookie;
 mod core;
 #[cfg(test)]
 mod defects;
+#[cfg(test)]
+mod followups;
 mod operate;
 mod stray;
 #[cfg(test)]
@@ -167,6 +169,14 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         if header.from_initiator != from_initiator || !spi_fits || !path_fits {
             return Err(DropReason::IkeUnknownSpi);
         }
+        if let Some((old, Some(spi_in))) = sa.succeeds
+            && !self.sas.get(&old).is_some_and(|old| old.child(spi_in).is_some())
+            && let Some(sa) = self.sas.get_mut(&id)
+        {
+            // What it was to replace is gone meanwhile.
+            sa.succeeds = Some((old, None));
+        }
+        let sa = self.sas.get_mut(&id).ok_or(DropReason::IkeUnknownSpi)?;
         let result = receive(sa, &mut self.core, now, path, &header, payload);
         self.after(now, id);
         result

@@ -50,7 +50,12 @@ pub(super) fn ends() -> [SocketAddr; 2] {
 
 /// An initiator and a responder after `messages` messages.
 pub(super) fn after(messages: usize) -> Ends {
-    let mut pair = [1, 2].map(|seed| Endpoint::new(Config::default(), IkeCrypto, SeededRng::new(seed)));
+    after_with(Config::default(), policy, messages)
+}
+
+/// The same under another policy at both ends.
+pub(super) fn after_with(config: Config, policy: fn() -> Policy, messages: usize) -> Ends {
+    let mut pair = [1, 2].map(|seed| Endpoint::new(config.clone(), IkeCrypto, SeededRng::new(seed)));
     let [local, remote] = ends().map(|end| end.ip());
     let wish = Initiate {
         tag: 1,

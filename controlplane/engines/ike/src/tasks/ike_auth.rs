@@ -426,7 +426,9 @@ fn establish<K: KeyGenerator, R: Rng>(sa: &mut Sa<K>, core: &mut Core<K, R>, now
     sa.established_at = Some(now);
     sa.rekey_at = rekey_ike_at(core, now);
     let reauth = core.config.reauth_after.filter(|_| sa.role == Role::Initiator);
-    sa.reauth_at = reauth.map(|after| now + after);
+    // As with rekeying: up to a tenth earlier, so that what began together does not end together.
+    let [jitter] = core.random();
+    sa.reauth_at = reauth.map(|after| now + (after - after / 2560 * u32::from(jitter)));
     sa.remote_id = Some(remote_id.clone());
     core.effects.push(Effect::Established);
     if let Some(keys) = &sa.keys {
