@@ -181,6 +181,8 @@ pub struct Net {
     pub refused: Vec<DropReason>,
     pub to_terminal: VecDeque<Vec<u8>>,
     next_spi: u32,
+    /// SAs of connections: the terminal's inbound SPI, both ports.
+    connections: Vec<(Spi, u16, u16)>,
 }
 
 impl Net {
@@ -211,6 +213,7 @@ impl Net {
             refused: Vec::new(),
             to_terminal: VecDeque::new(),
             next_spi: 0x1000,
+            connections: Vec::new(),
         }
     }
 
@@ -288,11 +291,15 @@ impl Net {
                         };
                         self.send(&ToTerminal::ProxyReply(reply));
                     }
+                    Answer::Keys if request.level != 0 => self.install_connection(now, &request),
                     Answer::Keys => {
                         let busy = self
                             .sender
                             .outstanding()
-                            .any(|transfer| transfer.operation.name().remote == request.peer);
+                            .any(|transfer| match &transfer.operation {
+                                Operation::Install { level: 1.., .. } => false,
+                                operation => operation.name().remote == request.peer,
+                            });
                         if !busy {
                             self.install(now, request.peer, Some(request.request_id), request.replaces);
                         }
@@ -311,6 +318,42 @@ impl Net {
         replaces: Option<Spi>,
     ) -> SaName {
         self.install_as(now, remote, request_id, replaces, false)
+    }
+
+    /// An SA for the connection of a request, once.
+    fn install_connection(&mut self, now: Instant, request: &message::ProxyRequest) {
+        let id = Some(request.request_id);
+        if self
+            .sender
+            .outstanding()
+            .any(|transfer| transfer.request_id == id)
+        {
+            return;
+        }
+        let ports = request
+            .replaces
+            .map_or((request.terminal_port, request.peer_port), |old| {
+                let old = self.connections.iter().find(|(spi, ..)| *spi == old);
+                old.map(|(_, terminal, peer)| (*terminal, *peer))
+                    .expect("an SA of ours")
+            });
+        let side = |host, port| TrafficSelector {
+            protocol: 17,
+            first_port: port,
+            last_port: port,
+            ..TrafficSelector::host(host)
+        };
+        let (local, remote) = (side(request.terminal, ports.0), side(request.peer, ports.1));
+        let sa = self.make_sa_for(request.peer, local, remote);
+        self.connections.push((sa.spi_in, ports.0, ports.1));
+        let operation = Operation::Install {
+            class: Class::None,
+            level: request.level,
+            replaces: request.replaces,
+            standby: false,
+            sa,
+        };
+        self.sender.push(now, id, operation).unwrap();
     }
 
     /// As [`Self::install`], to be used for sending at once or when the peer is known to have it.
@@ -336,6 +379,16 @@ impl Net {
     }
 
     pub fn make_sa(&mut self, remote: IpAddr) -> ChildSa {
+        let local = TrafficSelector::host(here(remote.is_ipv6()));
+        self.make_sa_for(remote, local, TrafficSelector::host(remote))
+    }
+
+    fn make_sa_for(
+        &mut self,
+        remote: IpAddr,
+        local_ts: TrafficSelector,
+        remote_ts: TrafficSelector,
+    ) -> ChildSa {
         let local = here(remote.is_ipv6());
         let mut key = || {
             let mut material = vec![0; self.suite.key_material_len()];
@@ -357,8 +410,8 @@ impl Net {
             spi_out: Spi(self.next_spi + 1),
             keys_in: key(),
             keys_out: key(),
-            local_ts: Selectors::one(TrafficSelector::host(local)),
-            remote_ts: Selectors::one(TrafficSelector::host(remote)),
+            local_ts: Selectors::one(local_ts),
+            remote_ts: Selectors::one(remote_ts),
             lifetime: self.lifetime,
         };
         let far = ChildSa {
@@ -462,8 +515,13 @@ impl World {
     }
 
     pub fn application(&mut self, packet: &[u8]) -> Disposition {
+        self.application_at(0, packet)
+    }
+
+    pub fn application_at(&mut self, level: u8, packet: &[u8]) -> Disposition {
         let mut buffer = Buffer::new(packet);
-        let disposition = buffer.with(|p| self.terminal.handle_plain(self.now, p, &mut self.rng));
+        let rng = &mut self.rng;
+        let disposition = buffer.with(|p| self.terminal.handle_plain_at(self.now, level, p, rng));
         if disposition == Disposition::Transmit {
             self.peer_takes(buffer.packet().to_vec());
         }
