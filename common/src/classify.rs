@@ -15,7 +15,9 @@ use crate::abi::{
 };
 use crate::counter::{DivertKind, PassReason};
 use crate::headers::{Headers, Packet, Refused, Window, parse};
-use crate::wire::{IKE_HEADER_LEN, NON_ESP_MARKER_LEN, PORT_IKE, protocol};
+use crate::wire::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, IKE_HEADER_LEN, NON_ESP_MARKER_LEN, PORT_IKE, PORT_IKE_NATT, protocol,
+};
 
 /// The profile maps as the classifier sees them.
 pub trait Tables {
@@ -83,7 +85,7 @@ pub fn classify<P: Packet + ?Sized, T: Tables>(
     if headers.ttl == 0 {
         return Verdict::Drop(DropReason::TtlExpired);
     }
-    // Only these three can be diverted: nothing else costs a look-up.
+    // Only these three can be diverted, or what is around them: nothing else costs a look-up.
     let ipsec = matches!(headers.protocol, protocol::UDP | protocol::ESP | protocol::AH);
     if headers.fragment {
         let whole = if ipsec {
@@ -99,6 +101,11 @@ pub fn classify<P: Packet + ?Sized, T: Tables>(
         return verdict;
     }
     if ipsec && let Some(verdict) = diverted(packet, headers, port, globals, tables) {
+        return verdict;
+    }
+    if matches!(headers.protocol, protocol::IPIP | protocol::IPV6 | protocol::GRE)
+        && let Some(verdict) = wrapped(packet, headers, port, tables)
+    {
         return verdict;
     }
     if headers.ttl == 1 {
@@ -192,6 +199,64 @@ fn fragment<T: Tables>(headers: &Headers, port: &PortInfo, tables: &T) -> Option
     ))
 }
 
+/// IP-in-IP or GRE around what may be IPsec or IKE of a served terminal (T14): one level, inner header without options. GRE
+/// with sequence numbers or routing is ordinary: nobody could send in its place.
+#[inline(always)]
+fn wrapped<P: Packet + ?Sized, T: Tables>(
+    packet: &P,
+    headers: &Headers,
+    port: &PortInfo,
+    tables: &T,
+) -> Option<Verdict> {
+    /// GRE's flags for a checksum and a key, 4 bytes each (RFC 2784, RFC 2890).
+    const SUM_AND_KEY: u16 = 0xa000;
+    let mut at = headers.l4_offset as usize;
+    let mut v4 = headers.protocol == protocol::IPIP;
+    if headers.protocol == protocol::GRE {
+        let gre = packet.window::<4>(at)?;
+        let flags = gre.be16(0);
+        v4 = gre.be16(2) == ETHERTYPE_IPV4;
+        if flags & !SUM_AND_KEY != 0 || !v4 && gre.be16(2) != ETHERTYPE_IPV6 {
+            return None;
+        }
+        at += 4 + usize::from(flags >> 15) * 4 + usize::from(flags >> 13 & 1) * 4;
+    }
+    let (source, destination, inner, len) = if v4 {
+        let ip = packet.window::<20>(at).filter(|ip| ip.u8(0) == 0x45)?;
+        let (source, destination) = (Address::mapped(ip.word(12)), Address::mapped(ip.word(16)));
+        (source, destination, ip.u8(9), 20)
+    } else {
+        let ip = packet.window::<40>(at).filter(|ip| ip.u8(0) >> 4 == 6)?;
+        let source = Address {
+            words: [ip.word(8), ip.word(12), ip.word(16), ip.word(20)],
+        };
+        let destination = Address {
+            words: [ip.word(24), ip.word(28), ip.word(32), ip.word(36)],
+        };
+        (source, destination, ip.u8(6), 40)
+    };
+    if at + len + 8 > headers.end as usize {
+        return None;
+    }
+    if inner == protocol::UDP {
+        let ports = packet.window::<4>(at + len)?;
+        let ike = |port: u16| port == PORT_IKE || port == PORT_IKE_NATT;
+        if !ike(ports.be16(0)) && !ike(ports.be16(2)) {
+            return None;
+        }
+    } else if inner != protocol::ESP && inner != protocol::AH {
+        return None;
+    }
+    let wanted = |entry: &&ProfileEntry| entry.flags & (DIVERT_ESP | DIVERT_AH) != 0;
+    if Role::from_abi(port.role) == Role::Access
+        && let Some(entry) = effective(tables, &source, &destination).filter(wanted)
+    {
+        return Some(unless_expiring(headers, DivertKind::Wrapped, entry.handle, true));
+    }
+    let entry = effective(tables, &destination, &source).filter(wanted)?;
+    Some(unless_expiring(headers, DivertKind::Wrapped, entry.handle, false))
+}
+
 /// "Too big" about a packet between a terminal and its peer that may be IPsec (RFC 792, RFC 4443 §3.2). It is for one of
 /// the two: the destination's entry, or that of the other end of the packet it quotes.
 #[inline(always)]
@@ -264,6 +329,7 @@ fn unless_expiring(headers: &Headers, kind: DivertKind, handle: u64, from_termin
                 | DivertKind::NattEsp
                 | DivertKind::Fragment
                 | DivertKind::TooBig
+                | DivertKind::Wrapped
         )
     {
         Verdict::NotOurs(PassReason::TtlExpiring)

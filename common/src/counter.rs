@@ -50,6 +50,7 @@ outcomes! {
         ToGateway = "to_gateway", "message addressed to the gateway that a condition names";
         Fragment = "fragment", "fragment that may be IPsec, or IKE, of a served terminal";
         TooBig = "too_big", "ICMP: a packet of a served terminal or its peer was too big";
+        Wrapped = "wrapped", "IP-in-IP or GRE around IPsec or IKE of a served terminal";
     }
 }
 

@@ -21,6 +21,7 @@
 //! | [`lifetime`] | limits in time and bytes, soft and hard |
 //! | `sad`, `spd` | the databases of SAs and policies (feature `tables`, with `alloc`) |
 //! | `slots` | which SA a packet needs, asked ahead of time (feature `tables`) |
+//! | [`wrapped`] | IP-in-IP and GRE around an IP packet |
 //! | [`soft`] | the algorithms in portable software |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -58,6 +59,7 @@ pub mod slots;
 pub mod soft;
 #[cfg(feature = "tables")]
 pub mod spd;
+pub mod wrapped;
 
 pub use ah::{AhBridge, AhInbound, AhOutbound};
 pub use bridge::Bridge;

@@ -14,6 +14,7 @@
 
 mod orphans;
 mod snooped;
+mod wraps;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use slab::Slab;
 use towpath_base::{Instant, SubscriberHandle};
+use towpath_ipsec::wrapped::Wrap;
 use towpath_tcp::packet::TcpPacket;
 use towpath_tcp::relay::rules::{Action, Class, Rules, Treatment};
 use towpath_tcp::relay::snoop::{ReplayPosition, SnoopStats, SnoopView};
@@ -32,6 +34,7 @@ use towpath_tcp::{Algorithm, IsnSecret};
 
 use orphans::Orphans;
 use snooped::Snooped;
+use wraps::Wraps;
 
 /// Connections outlive the last SA of their pair by this long: the next SA may be under way.
 const ORPHAN: Duration = Duration::from_secs(60);
@@ -39,9 +42,17 @@ const ORPHAN: Duration = Duration::from_secs(60);
 const EGRESS_FRESH: Duration = Duration::from_secs(10);
 /// Packets of a terminal's replay window; ours have at least this many (`terminal-core`).
 const REPLAY_WINDOW: u64 = 448;
-/// A connection silent this long is parked: soon, so that a crowd that arrives and falls silent is never alive all at
-/// once, which its memory would remember. Waking takes microseconds.
+/// A connection silent this long is parked. Waking takes microseconds.
 const PARK_AFTER: Duration = Duration::from_secs(2);
+/// The same while more than [`CROWD`] are awake: a crowd that arrives and falls silent must not be awake all at once, or
+/// the process keeps the memory.
+const PARK_SOON: Duration = Duration::from_millis(50);
+/// Connections awake that make a crowd.
+const CROWD: usize = 256;
+/// Connections parked in a second at most: a crowd that speaks ten times a second is not to be parked as often.
+const PARKED_PER_SECOND: usize = 8192;
+/// Connections looked at for parking between two batches of packets, which must not wait long for it.
+const PARK_BATCH: usize = 16;
 
 /// Where a packet leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +129,8 @@ struct Pair {
     carriers: Vec<Carrier>,
     to_terminal: Option<(Instant, Egress)>,
     to_network: Option<(Instant, Egress)>,
+    /// What was last around packets to the terminal and to the network: see [`Relay::around`].
+    around: [Option<Box<(Instant, Wrap)>>; 2],
     /// When the last SA went.
     empty_since: Option<Instant>,
     /// Some connection could be treated: TCP is looked at. Never taken back while the pair lives.
@@ -211,6 +224,9 @@ pub(crate) struct Relay {
     split: SplitRelay,
     snooped: Snooped,
     orphans: Orphans,
+    /// Connections that may still be parked in this second.
+    may_park: usize,
+    wraps: Wraps,
     pairs: Slab<Pair>,
     by_address: HashMap<(IpAddr, IpAddr), usize>,
     rules: HashMap<SubscriberHandle, Arc<Rules>>,
@@ -223,6 +239,8 @@ impl Relay {
             split: SplitRelay::new(config.split.clone(), secret),
             snooped: Snooped::new(),
             orphans: Orphans::default(),
+            may_park: PARKED_PER_SECOND,
+            wraps: Wraps::default(),
             pairs: Slab::new(),
             by_address: HashMap::new(),
             rules: HashMap::new(),
@@ -276,6 +294,7 @@ impl Relay {
                 carriers: Vec::new(),
                 to_terminal: None,
                 to_network: None,
+                around: [None, None],
                 empty_since: None,
                 looked_at: false,
             })
@@ -369,6 +388,7 @@ impl Relay {
             by_address,
             rules,
             config,
+            ..
         } = self;
         let Some(pair) = pairs.get(pair_index) else {
             return Fate::Onward;
@@ -502,13 +522,23 @@ impl Relay {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.split.handle_timeout(now);
+        self.park(now, PARK_BATCH);
         self.snooped.handle_timeout(now);
+    }
+
+    /// Parks silent connections, having looked at `most` at most.
+    fn park(&mut self, now: Instant, most: usize) {
+        let silent = if self.split.awake() > CROWD { PARK_SOON } else { PARK_AFTER };
+        let most = most.min(self.may_park);
+        self.may_park = self.may_park.saturating_sub(self.split.trim_some(now, silent, most));
     }
 
     /// About once a second: parks what is idle, forgets pairs whose SAs went long ago.
     pub(crate) fn tick(&mut self, now: Instant) {
-        self.split.trim(now, PARK_AFTER);
+        self.may_park = PARKED_PER_SECOND;
+        self.park(now, PARKED_PER_SECOND);
         self.snooped.tick();
+        self.forget_wraps(now);
         let Self {
             split,
             snooped,

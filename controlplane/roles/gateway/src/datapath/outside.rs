@@ -26,7 +26,7 @@ use crate::relay::Egress;
 use crate::worker::decrement_ttl;
 
 /// Extra packets kept; more are lost, as in any full queue.
-const MAX_EXTRA: usize = 1024;
+pub(super) const MAX_EXTRA: usize = 1024;
 /// Rooms around a reassembled packet: what an SA may add.
 const ROOM: usize = 256;
 /// An SA behind UDP that sent nothing for so long says so (RFC 3948 §4: 20 s).

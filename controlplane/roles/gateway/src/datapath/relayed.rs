@@ -206,8 +206,8 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
             let mtus = relay.mtus();
             let beside = relay.overheads(pair);
             let room = |v4| Room {
-                terminal: bridge.largest_plain(false, now, mtus.terminal - beside.terminal, v4),
-                network: bridge.largest_plain(true, now, mtus.network - beside.network, v4),
+                terminal: bridge.largest_plain(false, now, mtus.terminal.saturating_sub(beside.terminal), v4),
+                network: bridge.largest_plain(true, now, mtus.network.saturating_sub(beside.network), v4),
             };
             let fate = if tcp {
                 relay.input(now, pair, place.from, packet.bytes_mut(), room)

@@ -13,7 +13,7 @@ use towpath_ipsec::locate;
 use towpath_ipsec::wrapped::{self, Wrap};
 use towpath_tcp::relay::Side;
 
-use super::outside::{Contents, Cut, Extra};
+use super::outside::{Contents, Cut, Extra, MAX_EXTRA};
 use super::{Arrival, Datapath, Departure, Disposition, Outside, Suites};
 use crate::relay::Spoken;
 
@@ -35,8 +35,10 @@ impl<P: Suites> Datapath<P> {
         match Contents::of(bytes, from_terminal) {
             Ok(Contents::Protected) => {}
             Ok(Contents::Control) => {
-                let control = Extra::Control(bytes.to_vec());
-                self.extra.push_back(control);
+                if self.extra.len() < MAX_EXTRA {
+                    let control = Extra::Control(bytes.to_vec());
+                    self.extra.push_back(control);
+                }
                 return Disposition::Queued;
             }
             Ok(Contents::Other) | Err(_) => return Disposition::Forward,
