@@ -405,3 +405,43 @@ fn an_ike_sa_of_ours_is_authenticated_anew_when_it_is_old() {
     assert_eq!(proofs.count(), 4, "{:#?}", world.trace);
     world.only_children();
 }
+
+/// The peer deletes the old IKE SA before it is replaced: on the way of any message of the new one. What is established
+/// then replaces nothing any more.
+#[test]
+fn reauthentication_goes_on_when_the_peer_deletes_first() {
+    for wait in 0..60 {
+        let mut world = established();
+        world.run_for(Duration::from_secs(60));
+        let ike = ike_of(&world.ends[0], world.now);
+        let theirs = ike_of(&world.ends[1], world.now);
+        let old = world.only_children()[0].spi_in;
+        world.ends[0].commands.clear();
+        world.ends[0].endpoint.reauthenticate(world.now, ike).unwrap();
+        world.collect(0);
+        world.run_for(Duration::from_millis(wait));
+        world.ends[1].endpoint.delete_ike(world.now, theirs).unwrap();
+        world.collect(1);
+        world.rest();
+        let [a, b] = world.only_children();
+        assert_mirror(&a, &b);
+        assert_ne!(a.spi_in, old);
+        assert!(
+            world
+                .ends
+                .iter()
+                .all(|end| end.endpoint.list(world.now).count() == 1)
+        );
+        // Its owner never hears of a replacement for what it was told to remove.
+        let mut there = true;
+        for command in &world.ends[0].commands {
+            match command {
+                Command::ChildDeleted { spi_in, .. } if *spi_in == old => there = false,
+                Command::ChildEstablished { replaces, .. } => {
+                    assert_eq!(*replaces, there.then_some(old), "after {wait} ms");
+                }
+                _ => {}
+            }
+        }
+    }
+}
