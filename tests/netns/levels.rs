@@ -97,6 +97,9 @@ fn chosen_and_not(stack: &Stack, family: Family) {
     let with_a = sas.iter().filter(|sa| sa.state == "ESTABLISHED");
     let children = with_a.map(|sa| sa.children.len()).sum::<usize>();
     assert!(children >= 3, "{sas:#?}");
+    let text = stack.lab.peer().list_sas_text().expect("the peer reports");
+    let ports = format!("/{}[tcp/7007]", family.host_bits());
+    assert!(text.matches(&ports).count() >= 2, "{text}");
 }
 
 #[test]

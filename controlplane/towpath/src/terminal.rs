@@ -151,7 +151,10 @@ fn row(sa: &SaStatus) -> [String; 9] {
         sa.peer.to_string(),
         sa.spi_in.clone(),
         sa.spi_out.clone(),
-        sa.class.clone(),
+        match sa.level {
+            0 => sa.class.clone(),
+            level => format!("{}, level {level}", sa.class),
+        },
         sa.suite.clone(),
         format!("{}{encapsulated}", sa.mode),
         format!("{} / {}", sa.packets_in, output::bytes(sa.bytes_in)),

@@ -505,6 +505,22 @@ fn parse_sas(text: &str) -> Result<Vec<IkeSa>> {
     Ok(found)
 }
 
+/// What a list holds, its opening bracket taken off, and what follows it. Selectors have brackets of their own.
+fn split_list(text: &str) -> Option<(&str, &str)> {
+    let mut depth = 1;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'[' => depth += 1,
+            b']' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some((text.get(..at)?, text.get(at + 1..)?));
+        }
+    }
+    None
+}
+
 fn parse_section(rest: &mut &str) -> Result<Raw> {
     let mut entries = Vec::new();
     loop {
@@ -522,7 +538,7 @@ fn parse_section(rest: &mut &str) -> Result<Raw> {
         } else {
             let after = rest.strip_prefix('=').context("expected = or {")?;
             let (value, after) = match after.strip_prefix('[') {
-                Some(list) => list.split_once(']').context("expected ]")?,
+                Some(list) => split_list(list).context("expected ]")?,
                 None => after.split_at(after.find([' ', '}']).unwrap_or(after.len())),
             };
             *rest = after;

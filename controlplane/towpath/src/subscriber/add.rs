@@ -12,7 +12,7 @@ use towpath_base::selector::Prefix;
 use towpath_base::{SecretKey, SubscriberHandle};
 use towpath_telemetry::admin::{Record, Reply, SubscriberRequest};
 use towpath_terminal::config::{Action, MAX_ADDRESSES};
-use towpath_terminal::{Ksub, PolicyConfig, PortRange, Protocol, TerminalConfig};
+use towpath_terminal::{Ksub, LevelConfig, PolicyConfig, PortRange, Protocol, TerminalConfig};
 
 use super::credential::CredentialDocument;
 use super::secret::{self, PrivateFile};
@@ -135,6 +135,9 @@ pub(crate) struct Add {
     /// What the gateway may do: `full`: open and re-seal; `none`: pass, it gets no key
     #[arg(long, default_value = "full", value_parser = parse_class, value_name = "full|none", help_heading = "Key exchange")]
     class: Class,
+    /// Another class for connections whose sockets have this number as their mark; several are allowed
+    #[arg(long = "level", value_name = "LEVEL=CLASS", value_parser = parse_level, help_heading = "Key exchange")]
+    levels: Vec<LevelClass>,
     /// Seconds after which an ESP SA is to be replaced; 0: never
     #[arg(
         long,
@@ -188,6 +191,36 @@ fn parse_esp(text: &str) -> Result<EspSuite, String> {
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
     text.parse().map_err(|_| names(Mode::ALL))
+}
+
+/// A sensitivity level and what the gateway may do at it.
+#[derive(Debug, Clone, Copy)]
+struct LevelClass {
+    level: u8,
+    class: Class,
+}
+
+fn parse_level(text: &str) -> Result<LevelClass, String> {
+    let parts = text.split_once('=').and_then(|(level, class)| {
+        let level = level.parse().ok().filter(|level| *level != 0)?;
+        Some(LevelClass {
+            level,
+            class: parse_class(class).ok()?,
+        })
+    });
+    parts.ok_or_else(|| "expected a level of 1 to 255 and its class, as in 5=none".into())
+}
+
+impl Add {
+    /// Every peer at every level, those applications choose first.
+    fn policies(&self) -> impl Iterator<Item = (Prefix, LevelClass)> + '_ {
+        let all = LevelClass {
+            level: 0,
+            class: self.class,
+        };
+        let levels = self.levels.iter().copied().chain([all]);
+        levels.flat_map(|level| self.peers.iter().map(move |peer| (*peer, level)))
+    }
 }
 
 fn parse_class(text: &str) -> Result<Class, String> {
@@ -269,7 +302,7 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
         }
     };
     let or = |given: &[String], default: Vec<String>| if given.is_empty() { default } else { given.to_vec() };
-    let policy = |peer: Prefix| PeerPolicy {
+    let policy = |(peer, LevelClass { level, class }): (Prefix, LevelClass)| PeerPolicy {
         peer,
         local_id: local_id.clone(),
         remote_id: args.remote_id.clone(),
@@ -281,7 +314,7 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
         },
         esn: args.esn,
         mode: args.mode,
-        class: args.class,
+        class,
         local_ts: Vec::new(),
         remote_ts: Vec::new(),
         lifetime: Lifetime {
@@ -290,7 +323,7 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
             soft_bytes: 0,
             hard_bytes: 0,
         },
-        level: 0,
+        level,
     };
     let subscriber = Subscriber {
         handle: SubscriberHandle(0),
@@ -304,11 +337,11 @@ fn record(common: &Common, args: &Add, ksub: &SecretKey<32>) -> Outcome<Record> 
             Attachment::Registered
         },
         profile: ServiceProfile::standard(),
-        peers: args.peers.iter().copied().map(policy).collect(),
+        peers: args.policies().map(policy).collect(),
     };
     let secrets = SubscriberSecrets {
         ksub: ksub.clone(),
-        credentials: vec![credentials; args.peers.len()],
+        credentials: vec![credentials; args.policies().count()],
     };
     towpath_registry::validate(&subscriber, &secrets)?;
     Ok(Record {
@@ -369,20 +402,29 @@ fn terminal_config(
         state_file: args.terminal_state.clone().unwrap_or_else(|| state.into()),
         control_socket: Some(format!("/run/towpath/{}.sock", args.name).into()),
         debug_key_log: None,
+        // A choice goes before what is for everything.
         policies: args
-            .peers
-            .iter()
-            .map(|peer| PolicyConfig {
-                peer: *peer,
+            .policies()
+            .map(|(peer, LevelClass { level, .. })| PolicyConfig {
+                peer,
                 protocol: Protocol::default(),
                 ports: PortRange::default(),
                 local_ports: PortRange::default(),
                 action: Action::Protect,
                 gateway: None,
-                level: None,
+                level: Some(level).filter(|level| *level != 0),
             })
             .collect(),
-        levels: Vec::new(),
+        levels: args
+            .levels
+            .iter()
+            .map(|LevelClass { level, .. }| LevelConfig {
+                level: *level,
+                mark: None,
+                mask: u32::MAX,
+                tun: None,
+            })
+            .collect(),
     };
     config
         .validate()
