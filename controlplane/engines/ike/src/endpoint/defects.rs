@@ -398,8 +398,12 @@ fn replace_sa(all: &mut [Payload<'static>], by: Vec<crate::wire::Proposal>) {
 }
 
 /// The payloads of an IKE_AUTH response by pre-shared key, as values of their own.
-fn own(payload: Payload<'_>) -> Option<Payload<'static>> {
+pub(super) fn own(payload: Payload<'_>) -> Option<Payload<'static>> {
     Some(match payload {
+        Payload::IdI(id) => {
+            let id = id.to_ike_id()?;
+            Payload::IdI((&id).into())
+        }
         Payload::IdR(id) => {
             let id = id.to_ike_id()?;
             Payload::IdR((&id).into())

@@ -3,6 +3,8 @@
 mod admit;
 mod bucket;
 mod budget;
+#[cfg(test)]
+mod childless;
 mod collision;
 mod cookie;
 mod core;
