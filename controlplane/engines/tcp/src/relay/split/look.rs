@@ -18,6 +18,11 @@ impl SplitRelay {
         self.flows.len()
     }
 
+    /// Connections that are not parked, about.
+    pub fn awake(&self) -> usize {
+        self.awake.len()
+    }
+
     /// True without connections.
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
