@@ -86,7 +86,11 @@ fn gre(packet: &[u8], at: usize) -> Option<(bool, usize, Option<u8>)> {
         return None;
     }
     let len = 4 + usize::from(summed) * 4 + usize::from(flags & GRE_KEY != 0) * 4;
-    let summed_at = if summed { Some(u8::try_from(at).ok()?) } else { None };
+    let summed_at = if summed {
+        Some(u8::try_from(at).ok()?)
+    } else {
+        None
+    };
     Some((v4, at + len, summed_at))
 }
 

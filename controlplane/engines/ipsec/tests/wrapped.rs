@@ -144,9 +144,21 @@ fn fragments_numbered_gre_and_broken_insides_are_left_alone() {
         wrapped::unwrap(&bytes)
     };
     assert_eq!(changed(&|bytes| bytes[6] = 0x20), None, "the first fragment");
-    assert_eq!(changed(&|bytes| bytes[9] = 41), None, "IPv4 where IPv6 is said to be");
-    assert_eq!(changed(&|bytes| bytes[22..24].fill(0)), None, "an inner length of nothing");
-    assert_eq!(changed(&|bytes| bytes.truncate(40)), None, "less than the header says");
+    assert_eq!(
+        changed(&|bytes| bytes[9] = 41),
+        None,
+        "IPv4 where IPv6 is said to be"
+    );
+    assert_eq!(
+        changed(&|bytes| bytes[22..24].fill(0)),
+        None,
+        "an inner length of nothing"
+    );
+    assert_eq!(
+        changed(&|bytes| bytes.truncate(40)),
+        None,
+        "less than the header says"
+    );
     let key = Some(42);
     for flags in [0x10u8, 0x40, 0x08, 0x04] {
         let mut numbered = around(Kind::Gre { sum: false, key }, false, false, 0, &inner);

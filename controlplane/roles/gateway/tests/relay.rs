@@ -16,11 +16,12 @@ use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::testutil::esp_keys as keys;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
+use towpath_common::wire::checksum;
 use towpath_fabric::{GatewayKeys, GatewaySa, InspectKeys};
 use towpath_gateway::datapath::{Arrival, Datapath, Disposition, SaKey};
 use towpath_gateway::relay::{Egress, RelayConfig};
 use towpath_ipsec::soft::{SoftEsp, SoftTransform};
-use towpath_ipsec::{InboundSa, OutboundSa, locate};
+use towpath_ipsec::{InboundSa, OutboundSa, locate, wrapped};
 use towpath_tcp::packet::{IpHeader, TcpPacket};
 use towpath_tcp::relay::rules::{Action, Rules, Treatment};
 use towpath_tcp::{Closed, Config, Ecn, Endpoint, IsnSecret, SeqNum, State};
@@ -153,6 +154,51 @@ struct End {
     closed: bool,
     access: bool,
     delay: Duration,
+    /// Its TCP travels inside other packets, inside the SA.
+    inside: Option<Kind>,
+}
+
+/// Foreign encapsulation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    IpInIp,
+    Gre,
+}
+
+/// `inner` inside a packet between two hosts.
+fn enclose(kind: Kind, source: IpAddr, destination: IpAddr, inner: &[u8]) -> Vec<u8> {
+    let v4 = inner[0] >> 4 == 4;
+    let (protocol, mut body) = match (kind, v4) {
+        (Kind::IpInIp, true) => (4, Vec::new()),
+        (Kind::IpInIp, false) => (41, Vec::new()),
+        // With a checksum and a key.
+        (Kind::Gre, true) => (47, vec![0xa0, 0, 0x08, 0x00, 0, 0, 0, 0, 0, 0, 0, 42]),
+        (Kind::Gre, false) => (47, vec![0xa0, 0, 0x86, 0xdd, 0, 0, 0, 0, 0, 0, 0, 42]),
+    };
+    body.extend_from_slice(inner);
+    if kind == Kind::Gre {
+        let sum = checksum(&body).to_be_bytes();
+        body[4..6].copy_from_slice(&sum);
+    }
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let len = (body.len() as u16 + 20).to_be_bytes();
+            let mut packet = vec![0x45, 0, len[0], len[1], 0, 9, 0, 0, 60, protocol, 0, 0];
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+            let sum = checksum(&packet).to_be_bytes();
+            packet[10..12].copy_from_slice(&sum);
+            [packet, body].concat()
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let len = (body.len() as u16).to_be_bytes();
+            let mut packet = vec![0x60, 0, 0, 0, len[0], len[1], protocol, 60];
+            packet.extend(source.octets());
+            packet.extend(destination.octets());
+            [packet, body].concat()
+        }
+        _ => unreachable!("one family"),
+    }
 }
 
 impl End {
@@ -169,6 +215,7 @@ impl End {
             closed: false,
             access,
             delay: Duration::from_millis(if access { 20 } else { 5 }),
+            inside: None,
         };
         end.give(now, sa);
         end
@@ -207,7 +254,11 @@ impl End {
         let outgoing = self.endpoint.poll_transmit(now, &mut plain[ip.header_len()..])?;
         ip.ecn = outgoing.ecn;
         let len = ip.finish(&mut plain, outgoing.len)?;
-        let mut packet = Buffer::of(&plain[..len]);
+        plain.truncate(len);
+        if let Some(kind) = self.inside {
+            plain = enclose(kind, self.address, self.remote, &plain);
+        }
+        let mut packet = Buffer::of(&plain);
         packet.with(|packet| self.out.last_mut().unwrap().seal(now, packet, rng).unwrap());
         Some(packet.bytes().to_vec())
     }
@@ -217,7 +268,13 @@ impl End {
         let sa = self.inbound.iter_mut().find(|sa| sa.spi() == spi);
         let mut packet = Buffer::of(sealed);
         packet.with(|packet| sa.ok_or(DropReason::EspUnknownSpi)?.open(now, packet))?;
-        let packet = TcpPacket::parse(packet.bytes()).unwrap();
+        let mut plain = packet.bytes();
+        if self.inside.is_some() {
+            let (wrap, inner) = wrapped::unwrap(plain).expect("it is still inside");
+            assert_eq!(wrap.ends(), Some((self.remote, self.address)));
+            plain = &plain[inner];
+        }
+        let packet = TcpPacket::parse(plain).unwrap();
         assert_eq!(
             (packet.source, packet.destination),
             (self.remote, self.address),
@@ -245,6 +302,10 @@ struct World {
     longest: [usize; 2],
     /// Longest packet the path to the peer takes; its router tells.
     narrowest: usize,
+    /// Everything travels between agents on both sides of the gateway, family of their addresses: home, foreign.
+    agents: Option<(Kind, [IpAddr; 2])>,
+    /// Longest packet between the agents.
+    between: usize,
 }
 
 fn host(local_port: u16, remote_port: u16) -> Config {
@@ -290,6 +351,8 @@ impl World {
             relayed: 0,
             longest: [0; 2],
             narrowest: usize::MAX,
+            agents: None,
+            between: 0,
         }
     }
 
@@ -341,17 +404,59 @@ impl World {
             from_access: self.ends[from].access,
             egress: Some(EGRESS),
         };
-        let mut packet = Buffer::of(bytes);
+        let around = self.enclosed(from, bytes);
+        let mut packet = Buffer::of(around.as_deref().unwrap_or(bytes));
         let Self { path, rng, now, .. } = self;
-        match packet.with(|packet| path.process(*now, arrival, packet, rng)) {
+        let outcome = packet.with(|packet| match around {
+            Some(_) => path.process_wrapped(*now, arrival, arrival.from_access, packet, rng),
+            None => path.process(*now, arrival, packet, rng),
+        });
+        match outcome {
             Disposition::Forward => {
                 self.passed += 1;
+                self.disclose(&mut packet);
                 let to = self.addressee(packet.bytes());
                 self.put(to, true, packet.bytes().to_vec());
             }
             Disposition::Taken | Disposition::Queued => {}
             Disposition::Drop(reason) => self.drops.push(reason),
         }
+    }
+
+    /// A packet of this end as it comes between agents, if it does.
+    fn enclosed(&self, from: usize, bytes: &[u8]) -> Option<Vec<u8>> {
+        let (kind, [home, foreign]) = self.agents?;
+        let (source, destination) = if from == 0 {
+            (foreign, home)
+        } else {
+            (home, foreign)
+        };
+        Some(enclose(kind, source, destination, bytes))
+    }
+
+    /// Takes off what is around a packet of the gateway between agents: that of the right way, as its agent would make it.
+    fn disclose(&mut self, packet: &mut Buffer) {
+        let Some((kind, [home, foreign])) = self.agents else {
+            return;
+        };
+        let bytes = packet.bytes().to_vec();
+        self.between = self.between.max(bytes.len());
+        let (wrap, inner) =
+            wrapped::unwrap(&bytes).expect("it is between the agents, whole, and its sums are right");
+        assert_eq!(inner.end, bytes.len());
+        packet.with(|packet| packet.strip_front(inner.start)).unwrap();
+        let to_peer = self.addressee(packet.bytes()) == 1;
+        let ends = if to_peer { (foreign, home) } else { (home, foreign) };
+        assert_eq!(wrap.ends(), Some(ends));
+        let mut expected = enclose(kind, ends.0, ends.1, packet.bytes());
+        if bytes[0] >> 4 == 4 {
+            // Its name, hence its header's sum, is its sender's.
+            expected[4..6].copy_from_slice(&bytes[4..6]);
+            expected[10..12].fill(0);
+            let sum = checksum(&expected[..20]).to_be_bytes();
+            expected[10..12].copy_from_slice(&sum);
+        }
+        assert_eq!(bytes, expected);
     }
 
     fn transmit(&mut self) {
@@ -372,6 +477,7 @@ impl World {
                 Some(Ok(departure)) => {
                     self.relayed += 1;
                     assert!(departure.egress.is_none_or(|egress| egress == EGRESS));
+                    self.disclose(&mut packet);
                     let bytes = packet.bytes().to_vec();
                     if self.narrowest < usize::MAX && !self.routed(&bytes) {
                         while self.path.poll_extra().is_some() {}
@@ -492,6 +598,36 @@ fn bytes_pass_both_ways_through_a_lossy_radio_in_every_shape_of_sa() {
         world.run_until(Duration::from_secs(60), |world| {
             world.path.flows(world.now, 9).is_empty()
         });
+    }
+}
+
+/// T14: between home and foreign agent, and inside the SA; every pair of families, both kinds.
+#[test]
+fn the_relay_works_inside_other_packets() {
+    let agents = [["192.0.2.1", "192.0.2.2"], ["2001:db8:1::1", "2001:db8:1::2"]]
+        .map(|pair| pair.map(|text| text.parse().unwrap()));
+    for v6 in [false, true] {
+        for kind in [Kind::IpInIp, Kind::Gre] {
+            let shape = Shape { v6, ..PLAIN };
+            for case in [Some(agents[0]), Some(agents[1]), None] {
+                let mut world = World::new(shape, RelayConfig::default());
+                world.agents = case.map(|pair| (kind, pair));
+                if case.is_none() {
+                    for end in &mut world.ends {
+                        end.inside = Some(kind);
+                    }
+                }
+                world.loss_per_mille = 10;
+                world.load(150_000);
+                world.run_until(Duration::from_secs(60), World::has_everything);
+                world.check();
+                let story = world.story();
+                assert!(world.relayed > 200 && world.passed < 20, "relayed: {story}");
+                assert!(world.between <= 1500, "{} bytes: {story}", world.between);
+                assert!(world.longest.iter().all(|len| *len <= 1500), "{story}");
+                assert!(world.drops.is_empty(), "{story}");
+            }
+        }
     }
 }
 

@@ -55,21 +55,28 @@ impl<P: Suites> Datapath<P> {
             Ok(wrapped) => wrapped,
             Err(reason) => return Some(Err(reason)),
         };
-        let departure = self.seal_spoken(now, &spoken, inner, around.is_some(), packet, rng);
+        let departure = self.seal_spoken(
+            now,
+            &spoken,
+            inner,
+            around.map_or(0, |wrap| wrap.len()),
+            packet,
+            rng,
+        );
         Some(match (around, departure) {
             (Some(around), Ok(departure)) => self.wrap_departure(departure, &spoken, around, packet),
             (_, departure) => departure,
         })
     }
 
-    /// `inner` bytes in front of the connection's own packet are an encapsulation. With `around`, whoever puts something
-    /// around the result cuts it.
+    /// `inner` bytes in front of the connection's own packet are an encapsulation. `around` bytes will be put around the
+    /// result; whoever does so cuts it.
     fn seal_spoken(
         &mut self,
         now: Instant,
         spoken: &Spoken,
         inner: u16,
-        around: bool,
+        around: u16,
         packet: &mut PacketBuf<'_>,
         rng: &mut impl Rng,
     ) -> Result<Departure, DropReason> {
@@ -93,6 +100,16 @@ impl<P: Suites> Datapath<P> {
         let egress = relay.egress(now, spoken.pair, spoken.to);
         let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
         let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
+        if around != 0 {
+            let mtus = relay.mtus();
+            let mtu = if to_peer { mtus.network } else { mtus.terminal };
+            let mtu = mtu.saturating_sub(around);
+            let fitting = bridge.largest_plain(to_peer, now, mtu, flow.source.is_ipv4());
+            if packet.len() > fitting.into() {
+                let own = packet.bytes().get(inner.into()..).unwrap_or_default();
+                relay.narrow(now, spoken.to, own, fitting.saturating_sub(inner));
+            }
+        }
         let pieces = match bridge.seal(to_peer, now, packet, rng) {
             // Made before the path was known to be so narrow: its connection is told, and it itself is cut outside.
             Err(DropReason::TooBig) => {
@@ -125,7 +142,7 @@ impl<P: Suites> Datapath<P> {
                 self.through(slot, Side::Network, now, egress, packet, rng)?;
             }
         }
-        if let Some(path) = pieces.filter(|_| !around) {
+        if let Some(path) = pieces.filter(|_| around == 0) {
             let mut cut = Cut {
                 extra: &mut self.extra,
                 id: &mut self.fragment_id,
@@ -204,10 +221,10 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
         let tcp = opened.flow.protocol == protocol::TCP;
         if may_relay && (tcp || wrapped::may_be(opened.flow.protocol)) {
             let mtus = relay.mtus();
-            let beside = relay.overheads(pair);
+            let beside = relay.overhead(pair);
             let room = |v4| Room {
-                terminal: bridge.largest_plain(false, now, mtus.terminal.saturating_sub(beside.terminal), v4),
-                network: bridge.largest_plain(true, now, mtus.network.saturating_sub(beside.network), v4),
+                terminal: bridge.largest_plain(false, now, mtus.terminal.saturating_sub(beside), v4),
+                network: bridge.largest_plain(true, now, mtus.network.saturating_sub(beside), v4),
             };
             let fate = if tcp {
                 relay.input(now, pair, place.from, packet.bytes_mut(), room)

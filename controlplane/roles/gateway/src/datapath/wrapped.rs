@@ -51,7 +51,9 @@ impl<P: Suites> Datapath<P> {
             return Disposition::Drop(DropReason::Truncated);
         }
         let before = self.extra.len();
+        self.arriving(wrap.len());
         let outcome = self.process(now, arrival, packet, rng);
+        self.arriving(0);
         if !matches!(outcome, Disposition::Drop(_)) {
             self.note_around(now, arrival.from_access, &outside, wrap);
         }
@@ -59,6 +61,12 @@ impl<P: Suites> Datapath<P> {
         match outcome {
             Disposition::Forward if wrap.put(packet).is_none() => Disposition::Drop(DropReason::NoHeadroom),
             outcome => outcome,
+        }
+    }
+
+    const fn arriving(&mut self, len: u16) {
+        if let Some(relay) = &mut self.relay {
+            relay.arriving(len);
         }
     }
 
@@ -86,7 +94,9 @@ impl<P: Suites> Datapath<P> {
     /// Pieces of the packet that was inside belong inside, too; an answer to its sender does not.
     fn wrap_extra(&mut self, before: usize, outside: &Outside, wrap: &Wrap) {
         for extra in self.extra.iter_mut().skip(before) {
-            let Extra::Send { packet, .. } = extra else { continue };
+            let Extra::Send { packet, .. } = extra else {
+                continue;
+            };
             let ours = locate::carried(packet).is_ok_and(|piece| piece.destination == outside.destination);
             let room = usize::from(wrap.len());
             let mut whole = vec![0; room + packet.len()];

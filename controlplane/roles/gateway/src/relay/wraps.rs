@@ -27,6 +27,8 @@ const UNUSED: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Wraps {
     flows: HashMap<FlowKey, Inside>,
+    /// Bytes around the packet that is being worked on: believed of its pair once its SA vouched for it.
+    arriving: u16,
 }
 
 /// What is around one connection's packets.
@@ -127,13 +129,16 @@ impl Relay {
         plain.is_none_or(|(at, _)| at <= learnt).then_some(wrap)
     }
 
-    /// Bytes that are put around packets of `pair`.
-    pub(crate) fn overheads(&self, pair: usize) -> Room {
+    /// Bytes that are put around packets of `pair`, at most: a connection is opened before the other way has shown itself.
+    pub(crate) fn overhead(&self, pair: usize) -> u16 {
         let len = |to| self.around(pair, to).map_or(0, |wrap| wrap.len());
-        Room {
-            terminal: len(Side::Terminal),
-            network: len(Side::Network),
-        }
+        let known = len(Side::Terminal).max(len(Side::Network));
+        known.max(self.wraps.arriving)
+    }
+
+    /// The packet that comes next has `len` bytes around it.
+    pub(crate) const fn arriving(&mut self, len: u16) {
+        self.wraps.arriving = len;
     }
 
     /// Connections that ended need nothing around them any more.
