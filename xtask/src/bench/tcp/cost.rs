@@ -330,8 +330,8 @@ pub(super) fn idle(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
     let before = memory(daemon)?;
     let held = hold(&ours(stage, Arm::Split).namespace, stage.server(Arm::Split).0)?;
     println!("bench: {} idle connections are open", held.len());
-    // Idle connections are parked after ten seconds without a packet.
-    thread::sleep(Duration::from_secs(16));
+    // They are parked after two seconds without a packet.
+    thread::sleep(Duration::from_secs(5));
     let after = memory(daemon)?;
     let mut ratios = vec![busy(stage, plan.cost)? / alone];
     if !plan.quick {
