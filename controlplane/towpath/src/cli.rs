@@ -310,6 +310,12 @@ pub(crate) struct IkeLog {
     /// Only of this subscriber
     #[arg(long, value_name = "NAME")]
     pub(crate) subscriber: Option<String>,
+    /// Only with this peer
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) peer: Option<std::net::IpAddr>,
+    /// Only of the IKE SA with this SPI, either of a live one, ours of one that ended
+    #[arg(long, value_name = "SPI", value_parser = parse_ike_spi)]
+    pub(crate) sa: Option<u64>,
 }
 
 fn parse_ike_spi(text: &str) -> Result<u64, String> {

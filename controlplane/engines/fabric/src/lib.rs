@@ -378,6 +378,8 @@ pub struct Event {
     pub terminal: Option<IpAddr>,
     /// Peer's address, if any.
     pub peer: Option<IpAddr>,
+    /// Our SPI of the IKE SA it is about, if any.
+    pub ike: Option<u64>,
     /// Stable machine name, `snake_case`: `registered`, `proxy_request`, `ike_established`, `child_established`,
     /// `key_transferred`, `child_deleted`, `exchange_failed`, …
     pub kind: String,

@@ -383,6 +383,7 @@ impl Control {
                     subscriber,
                     terminal: Some(key.local),
                     peer: Some(key.remote),
+                    ike: None,
                     kind: "class_degraded".into(),
                     text: format!(
                         "spi_in {} spi_out {}: IVs {direction} are random or entered the gateway's half of the \

@@ -125,6 +125,8 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     addressed: VecDeque<(Option<NodeName>, FromKeyserver)>,
     /// The gateway whose message is being handled.
     from: Option<NodeName>,
+    /// The IKE SA whose command is being carried out.
+    about: Option<IkeSaId>,
     to_registry: VecDeque<ToRegistry>,
 }
 
@@ -146,6 +148,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             to_gateway: VecDeque::new(),
             addressed: VecDeque::new(),
             from: None,
+            about: None,
             to_registry: VecDeque::new(),
         }
     }
@@ -338,7 +341,9 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     /// Carries what the engine wants into our own queues.
     fn settle(&mut self, now: Instant) {
         while let Some(command) = self.endpoint.poll_command() {
+            self.about = Some(command.ike());
             self.handle_command(now, command);
+            self.about = None;
         }
         self.give_up_transfers(now);
         while let Some(sealed) = self.sessions.poll_transmit(now) {
@@ -364,6 +369,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             subscriber: name,
             terminal: pair.map(|pair| pair.local),
             peer: pair.map(|pair| pair.remote),
+            ike: self.about.map(|ike| ike.0.0),
             kind: kind.into(),
             text,
         }));

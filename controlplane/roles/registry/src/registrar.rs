@@ -304,6 +304,7 @@ impl<R: Rng> Registry<R> {
             subscriber: name.into(),
             terminal,
             peer: None,
+            ike: None,
             kind: kind.into(),
             text,
         };

@@ -48,6 +48,7 @@ limits! {
     keyserver.retransmit_initial_ms: 10..=60_000;
     keyserver.retransmit_tries: 1..=20;
     keyserver.dpd_seconds: 0..=86_400;
+    keyserver.reauth_seconds: 0..=31_536_000;
     channel.heartbeat_ms: 50..=60_000;
     channel.dead_after_ms: 100..=600_000;
     keyserver.transfer_initial_ms: 10..=60_000;

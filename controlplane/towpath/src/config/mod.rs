@@ -264,6 +264,8 @@ pub(crate) struct Keyserver {
     pub(crate) retransmit_tries: u32,
     /// Seconds of silence after which a peer is asked whether it lives; 0 for never.
     pub(crate) dpd_seconds: u32,
+    /// Seconds after which both sides of an IKE SA the keyserver started prove anew who they are; 0 for never.
+    pub(crate) reauth_seconds: u32,
     /// Whether IKE SAs follow ends that move (RFC 4555).
     pub(crate) mobike: bool,
     /// Milliseconds before a key transfer is sent again; doubles each time.
@@ -289,6 +291,7 @@ impl Default for Keyserver {
             retransmit_initial_ms: 1000,
             retransmit_tries: 6,
             dpd_seconds: 120,
+            reauth_seconds: 0,
             mobike: true,
             transfer_initial_ms: 300,
             transfer_tries: 8,

@@ -198,6 +198,7 @@ impl Daemon {
             subscriber: sa.subscriber.clone(),
             terminal: Some(sa.terminal),
             peer: Some(sa.peer),
+            ike: None,
             kind: "manual_sa_expired".into(),
             text: format!(
                 "SA {} `{}`: {what}; remove it and bring new keys",
@@ -275,6 +276,7 @@ impl Daemon {
             subscriber: handle.to_string(),
             terminal: Some(key.local),
             peer: Some(key.remote),
+            ike: None,
             kind: "capture_started".into(),
             text: format!("spi_in {} spi_out {}, {point:?}", key.spi_in, key.spi_out),
         });

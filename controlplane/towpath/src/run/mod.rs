@@ -176,6 +176,7 @@ fn publish(events: &EventBus, event: towpath_fabric::Event) {
         subscriber,
         terminal,
         peer,
+        ike,
         kind,
         text,
     } = event;
@@ -186,6 +187,7 @@ fn publish(events: &EventBus, event: towpath_fabric::Event) {
         subscriber,
         terminal,
         peer,
+        ike: ike.map(|spi| format!("{spi:016x}")),
         kind,
         text,
         ..Event::default()

@@ -454,6 +454,8 @@ fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
             danger_export_keys: config.debug.key_log.is_some(),
             mobike: keyserver.mobike,
             dpd_after: (keyserver.dpd_seconds > 0).then(|| Duration::from_secs(keyserver.dpd_seconds.into())),
+            reauth_after: (keyserver.reauth_seconds > 0)
+                .then(|| Duration::from_secs(keyserver.reauth_seconds.into())),
             ..towpath_ike::Config::default()
         },
         transfers: Backoff {

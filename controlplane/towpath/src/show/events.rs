@@ -65,6 +65,7 @@ mod tests {
             subscriber: "alice".into(),
             terminal: Some([10, 0, 0, 1].into()),
             peer: Some([192, 0, 2, 1].into()),
+            ike: None,
             kind: "child_established".into(),
             text: "aes256gcm16".into(),
         };

@@ -144,9 +144,14 @@ const SHOWN: u64 = 200;
 
 /// The last IKE messages of all SAs, or of one subscriber's; with `--follow` also those that come.
 fn log(common: &Common, args: &IkeLog) -> Outcome {
+    let spis = args.sa.map(|spi| names_of(common, spi)).transpose()?;
     let wanted = |event: &Event| {
         let name = args.subscriber.as_ref();
-        name.is_none_or(|name| *name == event.subscriber) && KINDS.contains(&event.kind.as_str())
+        let of_sa = |spis: &Vec<String>| event.ike.as_ref().is_some_and(|spi| spis.contains(spi));
+        name.is_none_or(|name| *name == event.subscriber)
+            && args.peer.is_none_or(|peer| event.peer == Some(peer))
+            && spis.as_ref().is_none_or(of_sa)
+            && KINDS.contains(&event.kind.as_str())
     };
     let show = |event: &Event| {
         if common.json {
@@ -175,6 +180,21 @@ fn log(common: &Common, args: &IkeLog) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Events name an IKE SA by our SPI: both SPIs of the SA that has this one, as long as it is there.
+fn names_of(common: &Common, spi: u64) -> Outcome<Vec<String>> {
+    let given = format!("{spi:016x}");
+    let sas = match daemon(common)?.request(&Request::IkeList)? {
+        Reply::IkeList(sas) => sas,
+        reply => return Err(unexpected(&reply)),
+    };
+    let of = sas
+        .into_iter()
+        .filter(|sa| sa.spi_i == given || sa.spi_r == given);
+    let mut names: Vec<String> = of.flat_map(|sa| [sa.spi_i, sa.spi_r]).collect();
+    names.push(given);
+    Ok(names)
 }
 
 /// In the manner of strongSwan's log: `12:34:56.789 [ENC] <alice> generating IKE_AUTH request 1 [ IDi AUTH … ]`.
@@ -221,6 +241,7 @@ mod tests {
             subscriber: "alice".into(),
             terminal: Some([10, 0, 0, 1].into()),
             peer: Some([192, 0, 2, 1].into()),
+            ike: None,
             kind: kind.into(),
             text: text.into(),
         }

@@ -30,6 +30,9 @@ pub struct Event {
     pub terminal: Option<IpAddr>,
     /// Peer's address, if any.
     pub peer: Option<IpAddr>,
+    /// Our SPI of the IKE SA it is about, if any; sixteen hex digits.
+    #[serde(default)]
+    pub ike: Option<String>,
     /// Stable name, `snake_case`: `registered`, `proxy_request`, `ike_established`, …
     pub kind: String,
     /// The rest, for people. Never key material.
