@@ -23,6 +23,7 @@ mod rekeys;
 mod relay;
 mod restart;
 mod terminal;
+mod wrapped;
 
 use std::time::Duration;
 

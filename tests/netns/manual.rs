@@ -18,7 +18,7 @@ use towpath_base::selector::TrafficSelector;
 use towpath_base::testutil::SeededRng;
 use towpath_base::{Instant, Spi};
 use towpath_ipsec::soft::{SoftEsp, SoftTransform};
-use towpath_ipsec::{InboundSa, OutboundSa, locate};
+use towpath_ipsec::{InboundSa, OutboundSa, locate, wrapped};
 use xtask::lab::{Family, Frame, Node, PeerKind};
 use xtask::proof::stack::Stack;
 use xtask::proof::stack_for_test_with;
@@ -99,6 +99,9 @@ fn plain(family: Family, body: &[u8]) -> Vec<u8> {
     }
 }
 
+/// Puts something around the packet in a frame.
+pub(crate) type Enclose<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+
 /// Both ends of the SA, and what the peer's side of the wire has shown.
 pub(crate) struct Ends {
     family: Family,
@@ -164,14 +167,30 @@ impl Ends {
 
     /// Sends `count` packets; returns how many the peer opened.
     fn send(&mut self, stack: &Stack, count: u32) -> usize {
+        self.send_inside(stack, count, None)
+    }
+
+    /// As [`Ends::send`], with something around every packet, which is still there at the peer.
+    pub(crate) fn send_inside(&mut self, stack: &Stack, count: u32, around: Option<Enclose<'_>>) -> usize {
         let capture = stack.lab.capture(Node::Peer, "eth0").expect("tcpdump starts");
-        let frames = self.frames(count);
+        let mut frames = self.frames(count);
+        if let Some(enclose) = around {
+            for frame in &mut frames {
+                frame.bytes = enclose(&frame.bytes);
+            }
+        }
         stack.lab.inject(Node::Ta, &frames).expect("tcpreplay runs");
         std::thread::sleep(Duration::from_millis(400));
         let frames = capture.stop().expect("the capture is readable");
         let mut opened = 0;
         for frame in frames {
-            let packet = frame.bytes.get(14..).unwrap_or_default();
+            let mut packet = frame.bytes.get(14..).unwrap_or_default();
+            if around.is_some() {
+                let Some((_, inner)) = wrapped::unwrap(packet) else {
+                    continue;
+                };
+                packet = &packet[inner];
+            }
             let Ok(at) = locate::esp(packet) else { continue };
             if at.spi != self.spi {
                 continue;
@@ -193,7 +212,7 @@ impl Ends {
         opened
     }
 
-    fn distinct(&self) {
+    pub(crate) fn distinct(&self) {
         let ivs: HashSet<u64> = self.seen.iter().map(|(_, iv)| *iv).collect();
         assert_eq!(ivs.len(), self.seen.len(), "an IV twice: {:?}", self.seen);
     }
@@ -229,7 +248,7 @@ pub(crate) fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKe
     stack.cli(&args).expect("the SA is added");
 }
 
-fn segments(stack: &Stack, family: Family, spi: u32, fill: u8) -> Ends {
+pub(crate) fn segments(stack: &Stack, family: Family, spi: u32, fill: u8) -> Ends {
     let suite = EspSuite::Aes256Gcm16;
     let [peer_in, peer_out, segment_in, segment_out] = [0, 1, 2, 3].map(|n| keys(suite, fill + n));
     let peer = child(family, suite, spi, peer_in.clone(), peer_out.clone());
