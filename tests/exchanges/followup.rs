@@ -348,7 +348,7 @@ fn rekeyings_of_both_kinds_at_any_distance_leave_one_of_each() {
     for seed in 0..300 {
         let config = |end: u64| Config {
             ready_within: PATIENCE * (seed as u32 % 2),
-            pfs: (seed / 7 + end) % 4 != 0,
+            pfs: !(seed / 7 + end).is_multiple_of(4),
             // Retransmissions go on until the weather is fair.
             retransmit: Retransmit {
                 transmissions: 12,

@@ -32,7 +32,7 @@ pub(crate) struct Keying<'a> {
     pub(crate) additional: Option<&'a Secret>,
 }
 
-fn expose<'a>(secret: Option<&'a Secret>) -> &'a [u8] {
+fn expose(secret: Option<&Secret>) -> &[u8] {
     secret.map_or(&[], Secret::expose)
 }
 

@@ -172,7 +172,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             return Err(DropReason::IkeUnknownSpi);
         }
         if let Some((old, Some(spi_in))) = sa.succeeds
-            && !self.sas.get(&old).is_some_and(|old| old.child(spi_in).is_some())
+            && self.sas.get(&old).is_none_or(|old| old.child(spi_in).is_none())
             && let Some(sa) = self.sas.get_mut(&id)
         {
             // What it was to replace is gone meanwhile.

@@ -387,7 +387,14 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         additional: None,
     };
     complete(
-        sa, core, now, header, agreement, spi, replaces, &keying, &payloads,
+        sa,
+        core,
+        now,
+        header,
+        agreement,
+        (spi, replaces),
+        &keying,
+        &payloads,
     )
 }
 
@@ -400,15 +407,15 @@ fn crossed<P>(sa: &mut crate::sa::IkeSa<P>, old: Spi, spi_in: Spi, nonces: (&[u8
     }
 }
 
-/// Makes what the peer asked for, with the last message of its series.
+/// Makes what the peer asked for, with the last message of its series: the CHILD SA whose packets to us have `spi`, in
+/// place of another one where that is given.
 pub(super) fn complete<K: KeyGenerator, R: Rng>(
     sa: &mut Sa<K>,
     core: &mut Core<K, R>,
     now: Instant,
     header: &Header,
     agreement: Agreement,
-    spi: Spi,
-    replaces: Option<Spi>,
+    (spi, replaces): (Spi, Option<Spi>),
     keying: &Keying<'_>,
     payloads: &[Payload<'_>],
 ) -> Result<(), Payload<'static>> {

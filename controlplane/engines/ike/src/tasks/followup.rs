@@ -272,7 +272,14 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
                 return Err(refusal(NotifyType::TEMPORARY_FAILURE));
             }
             child_create::complete(
-                sa, core, now, header, *agreement, spi, replaces, &keying, &payloads,
+                sa,
+                core,
+                now,
+                header,
+                *agreement,
+                (spi, replaces),
+                &keying,
+                &payloads,
             )
         }
         Of::Ike { suite, spi_i, spi_r } => {
