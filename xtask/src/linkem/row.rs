@@ -108,6 +108,16 @@ pub fn large_windows(namespace: &str) -> Result<()> {
     Ok(())
 }
 
+/// What connections opened from now on in `namespace` can take before anything was read, bytes: the kernel announces half
+/// of it at first, and more as its program reads.
+pub fn first_window(namespace: &str, bytes: u32) -> Result<()> {
+    Cmd::new("ip")
+        .args(["netns", "exec", namespace, "sysctl", "-qw"])
+        .arg(format!("net.ipv4.tcp_rmem=4096 {bytes} 33554432"))
+        .run()?;
+    Ok(())
+}
+
 fn ip(line: &str) -> Result<()> {
     Cmd::new("ip").args(line.split_whitespace()).run()
 }
