@@ -4,8 +4,8 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use towpath_base::crypto::{EspProvider, Rng};
-use towpath_base::sa::{ChildSa, Class};
-use towpath_base::{DropReason, Instant, Spi};
+use towpath_base::sa::ChildSa;
+use towpath_base::{DropReason, Instant};
 use towpath_common::wire::PORT_IKE;
 use towpath_keyx::SealedDatagram;
 use towpath_keyx::frame::{self, FRAME_LEN};
@@ -19,7 +19,7 @@ use crate::enrolment::{Granted, Which};
 use crate::face::{Core, Secret};
 use crate::policy::Towards;
 use crate::request::Due;
-use crate::sad::NotInstalled;
+use crate::sad::{Handed, NotInstalled};
 
 /// Acknowledgements waiting to be sent; one that finds no room is lost, and the network sends the transfer again.
 const ACKS: usize = 8;
@@ -61,16 +61,6 @@ impl Acks {
             }
         }
     }
-}
-
-/// What a transfer says of an SA beside the SA.
-struct Handed {
-    class: Class,
-    level: u8,
-    replaces: Option<Spi>,
-    standby: bool,
-    /// The request it answers.
-    answers: Option<u32>,
 }
 
 impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
@@ -216,8 +206,8 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
             class,
             level,
             replaces,
-            standby,
             answers,
+            ..
         } = *what;
         if !self.enrolment.addresses().contains(sa.local) {
             return TransferResult::Unusable;
@@ -226,16 +216,10 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
         if self.provider.adopt(level, sa).is_err() {
             return TransferResult::Unusable;
         }
-        match self.sad.install(
-            &self.provider,
-            now,
-            class,
-            level,
-            sa,
-            replaces,
-            standby,
-            self.timing.linger,
-        ) {
+        match self
+            .sad
+            .install(&self.provider, now, what, sa, self.timing.linger)
+        {
             Ok(()) => {}
             Err(NotInstalled::Full) => return TransferResult::NoRoom,
             Err(NotInstalled::Key) => return TransferResult::Unusable,

@@ -58,6 +58,16 @@ impl<T> Pair<T> {
     }
 }
 
+/// What a transfer says of an SA beside the SA.
+pub(crate) struct Handed {
+    pub(crate) class: Class,
+    pub(crate) level: u8,
+    pub(crate) replaces: Option<Spi>,
+    pub(crate) standby: bool,
+    /// The request it answers.
+    pub(crate) answers: Option<u32>,
+}
+
 /// What became of a pair.
 pub(crate) enum Due {
     /// Wants a replacement.
@@ -133,16 +143,20 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
         &mut self,
         provider: &P,
         now: Instant,
-        class: Class,
-        level: u8,
+        what: &Handed,
         sa: &ChildSa,
-        replaces: Option<Spi>,
-        standby: bool,
         linger: Duration,
     ) -> Result<(), NotInstalled>
     where
         P: EspProvider<Transform = T>,
     {
+        let Handed {
+            class,
+            level,
+            replaces,
+            standby,
+            ..
+        } = *what;
         // A replaced pair that only lingers makes room for a new one.
         let slot = match self.pairs.iter().position(Option::is_none) {
             Some(free) => free,

@@ -17,7 +17,7 @@ fn world() -> World {
     };
     let mut world = World::new(1);
     let policies = [chosen, protect(peer(false))];
-    world.terminal = Box::new(Core::new(SoftEsp, config(0), &policies).unwrap());
+    *world.terminal = Core::new(SoftEsp, config(0), &policies).unwrap();
     world.settle();
     world
 }
@@ -106,7 +106,7 @@ fn a_packet_comes_by_an_sa_of_the_level_a_policy_says_or_not_at_all() {
     ] {
         let policies: Vec<Policy> = [chosen].into_iter().chain(rest).collect();
         let mut world = World::new(1);
-        world.terminal = Box::new(Core::new(SoftEsp, config(0), &policies).unwrap());
+        *world.terminal = Core::new(SoftEsp, config(0), &policies).unwrap();
         world.settle();
         world.application_at(5, &of_port(1000, true));
         world.settle();
