@@ -53,6 +53,15 @@ pub struct Account {
     pub transmitting: u32,
 }
 
+/// Why [`Engine::wait`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Woken {
+    /// A port has packets, or the descriptor is readable; else the time was up.
+    pub ready: bool,
+    /// The descriptor is readable. Not looked at if packets were there without waiting.
+    pub by_wake: bool,
+}
+
 #[derive(Debug)]
 struct Port {
     opened: Opened,
@@ -201,14 +210,17 @@ impl Engine {
         }
     }
 
-    /// Waits until a port has packets, `wake` is readable, or the time is up; true if something is ready.
-    pub fn wait(&mut self, wake: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<bool, Error> {
+    /// Waits until a port has packets, `wake` is readable, or the time is up.
+    pub fn wait(&mut self, wake: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<Woken, Error> {
         if self
             .ports
             .iter()
             .any(|port| !port.opened.rings.receive.is_empty())
         {
-            return Ok(true);
+            return Ok(Woken {
+                ready: true,
+                by_wake: false,
+            });
         }
         self.waiting.clear();
         let sockets = self.ports.iter().filter_map(|port| port.opened.socket.as_ref());
@@ -222,7 +234,12 @@ impl Engine {
                 revents: 0,
             });
         }
-        syscall::poll(&mut self.waiting, timeout).map_err(|error| Error::new("wait", error))
+        let ready = syscall::poll(&mut self.waiting, timeout).map_err(|error| Error::new("wait", error))?;
+        let last = self.waiting.last().filter(|_| ready && wake.is_some());
+        Ok(Woken {
+            ready,
+            by_wake: last.is_some_and(|last| last.revents != 0),
+        })
     }
 
     /// What happened on a port since the start.

@@ -37,7 +37,7 @@ mod syscall;
 mod umem;
 
 pub use config::{BusyPoll, Config, Copying, Error, PortQueue};
-pub use engine::{Account, Engine, PortId, Statistics};
+pub use engine::{Account, Engine, PortId, Statistics, Woken};
 pub use huge::on_huge_pages;
 pub use memory::MemoryPort;
 pub use sockets::Sockets;

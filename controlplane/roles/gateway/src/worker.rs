@@ -14,6 +14,7 @@
 
 mod counters;
 mod link;
+mod pace;
 mod path;
 
 use std::io;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
-use towpath_afxdp::{Engine, PortId, Sockets, Statistics};
+use towpath_afxdp::{Engine, PortId, Sockets, Statistics, Woken};
 use towpath_base::crypto::Rng;
 use towpath_base::{Instant, SubscriberHandle};
 use towpath_fabric::GatewaySa;
@@ -36,6 +37,7 @@ use towpath_tcp::relay::rules::Rules;
 
 pub use counters::Counters;
 pub(crate) use link::decrement_ttl;
+use pace::{Pace, REST};
 use path::Path;
 
 use crate::datapath::{Datapath, Notice, SaCounters, SaKey, Suites, Tap};
@@ -272,6 +274,7 @@ impl<P: Suites, R: Rng> Loop<P, R> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut ahead = Vec::with_capacity(BATCH);
         let mut next_tick = (self.clock)() + TICK;
+        let mut pace = Pace::new((self.clock)());
         loop {
             let now = (self.clock)();
             let mut received = 0;
@@ -304,7 +307,8 @@ impl<P: Suites, R: Rng> Loop<P, R> {
             if !(running && self.obey(now)) {
                 return;
             }
-            if received == 0 {
+            let rest = pace.rest_after(now, received);
+            if received == 0 || rest {
                 let sleep = if held_up {
                     BACK_OFF
                 } else {
@@ -312,12 +316,21 @@ impl<P: Suites, R: Rng> Loop<P, R> {
                     let until = due.map_or(next_tick, |due| due.min(next_tick));
                     until.saturating_since((self.clock)())
                 };
-                if let Err(error) = self.engine.wait(Some(self.wake.as_fd()), sleep) {
-                    tracing::error!(%error, "worker cannot wait for packets");
-                    return;
+                if rest {
+                    std::thread::sleep(sleep.min(REST));
+                    continue;
                 }
-                // Clears the counter; nothing to read means a port woke us.
-                let _ = self.wake.read();
+                match self.engine.wait(Some(self.wake.as_fd()), sleep) {
+                    Ok(Woken { by_wake: false, .. }) => {}
+                    Ok(Woken { by_wake: true, .. }) => {
+                        // Clears the counter.
+                        let _ = self.wake.read();
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "worker cannot wait for packets");
+                        return;
+                    }
+                }
             }
         }
     }
