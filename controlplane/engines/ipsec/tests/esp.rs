@@ -99,6 +99,73 @@ proptest! {
     }
 }
 
+/// Every suite, mode and pair of families, packets of these lengths one after the other.
+fn lengths_cross(lengths: impl Iterator<Item = usize> + Clone) -> usize {
+    let body = [0x5a; 9000];
+    let mut count = 0;
+    for suite in EspSuite::ALL {
+        for mode in Mode::ALL {
+            for families in 0..4 {
+                let (outer_v6, inner_v6) = (families & 1 != 0, families & 2 != 0);
+                if *mode == Mode::Transport && outer_v6 != inner_v6 {
+                    continue;
+                }
+                let sa = child(*suite, *mode, outer_v6, inner_v6, false, true);
+                let (mut sender, mut receiver) = pair(&sa);
+                for len in lengths.clone() {
+                    let plain = udp(local(inner_v6), remote(inner_v6), &body[..len]);
+                    let mut packet = Packet::new(&plain);
+                    packet.with(|p| sender.seal(NOW, p, &mut TestRng(7))).unwrap();
+                    packet.with(|p| receiver.open(NOW, p)).unwrap();
+                    assert_eq!(packet.bytes(), &plain[..], "{suite} {mode:?} {families} {len}");
+                    count += 1;
+                }
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn every_suite_mode_and_family_opens_what_it_sealed_at_lengths_from_0_to_9000() {
+    let lengths = (0..=300).chain((300..=9000).step_by(87));
+    let each = lengths.clone().count();
+    assert_eq!(lengths_cross(lengths), each * EspSuite::ALL.len() * 6);
+}
+
+/// The same with every length: a minute.
+#[test]
+fn long_every_suite_mode_and_family_opens_what_it_sealed_at_every_length() {
+    assert_eq!(lengths_cross(0..=9000), 9001 * EspSuite::ALL.len() * 6);
+}
+
+/// Every bit of a packet, one at a time, for every suite, in both modes.
+#[test]
+fn every_flipped_bit_is_refused_by_every_suite() {
+    for suite in EspSuite::ALL {
+        for mode in Mode::ALL {
+            let sa = child(*suite, *mode, false, false, false, true);
+            let (mut sender, mut receiver) = pair(&sa);
+            let mut packet = Packet::new(&udp(local(false), remote(false), b"some 20 bytes inside"));
+            packet.with(|p| sender.seal(NOW, p, &mut TestRng(7))).unwrap();
+            let esp_at = locate::esp(packet.bytes()).unwrap().esp_at;
+            let sealed = packet.bytes().to_vec();
+            for bit in esp_at * 8..sealed.len() * 8 {
+                let mut altered = sealed.clone();
+                altered[bit / 8] ^= 1 << (bit % 8);
+                let mut packet = Packet::new(&altered);
+                assert!(
+                    packet.with(|p| receiver.open(NOW, p)).is_err(),
+                    "{suite} {mode:?} bit {bit}"
+                );
+            }
+            // None of the forgeries moved the window.
+            let mut packet = Packet::new(&sealed);
+            packet.with(|p| receiver.open(NOW, p)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn extended_sequence_numbers_cross_the_half() {
     for suite in EspSuite::ALL {
