@@ -528,9 +528,15 @@ impl Relay {
 
     /// Parks silent connections, having looked at `most` at most.
     fn park(&mut self, now: Instant, most: usize) {
-        let silent = if self.split.awake() > CROWD { PARK_SOON } else { PARK_AFTER };
+        let silent = if self.split.awake() > CROWD {
+            PARK_SOON
+        } else {
+            PARK_AFTER
+        };
         let most = most.min(self.may_park);
-        self.may_park = self.may_park.saturating_sub(self.split.trim_some(now, silent, most));
+        self.may_park = self
+            .may_park
+            .saturating_sub(self.split.trim_some(now, silent, most));
     }
 
     /// About once a second: parks what is idle, forgets pairs whose SAs went long ago.
