@@ -326,23 +326,29 @@ pub(super) fn idle(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
     let link = stage.link(&Links::default())?;
     let daemon = stage.daemon()?;
     let holder = Helper::start(&stage.namespace(Node::Peer)?, &["hold", &Arm::HELD.to_string()])?;
-    let alone = busy(stage, plan.cost)?;
+    // Whatever busy connections leave behind in the process, idle ones would move into: these come first.
+    stage.fetch(Arm::Split, 1 << 20, Duration::from_secs(10))?;
     let before = memory(daemon)?;
     let held = hold(&ours(stage, Arm::Split).namespace, stage.server(Arm::Split).0)?;
     println!("bench: {} idle connections are open", held.len());
     // They are parked after two seconds without a packet.
     thread::sleep(Duration::from_secs(5));
     let after = memory(daemon)?;
-    let mut ratios = vec![busy(stage, plan.cost)? / alone];
-    if !plan.quick {
-        for _ in 1..plan.rounds {
-            ratios.push(busy(stage, plan.cost)? / alone);
-        }
-    }
+    let rounds = if plan.quick { 1 } else { plan.rounds };
+    let beside = (0..rounds)
+        .map(|_| busy(stage, plan.cost))
+        .collect::<Result<Vec<_>>>()?;
     let count = held.len();
     drop(held);
     drop(holder);
+    // Closing them takes the relay a moment.
+    thread::sleep(Duration::from_secs(5));
+    let alone = (0..rounds)
+        .map(|_| busy(stage, plan.cost))
+        .collect::<Result<Vec<_>>>()?;
     drop(link.stop()?);
+    let ratios: Vec<f64> = beside.iter().zip(&alone).map(|(a, b)| a / b).collect();
+    let alone = quantile(&alone, 0.5);
     let each = (after.saturating_sub(before)) as f64 / count.max(1) as f64;
     Ok(vec![
         conditions(
