@@ -43,7 +43,7 @@ struct Side {
 /// What is on its way to one side.
 enum Message {
     ToKeyserver(ToKeyserver),
-    FromRegistry(FromRegistry),
+    FromRegistry(Box<FromRegistry>),
     ToTerminal(Vec<u8>),
 }
 
@@ -170,7 +170,9 @@ impl World {
             self.carried += 1;
             match message {
                 Message::ToKeyserver(message) => self.sides[at].keyserver.handle_gateway(self.now, message),
-                Message::FromRegistry(message) => self.sides[at].keyserver.handle_registry(self.now, message),
+                Message::FromRegistry(message) => {
+                    self.sides[at].keyserver.handle_registry(self.now, *message)
+                }
                 Message::ToTerminal(sealed) => self.at_terminal(at, &sealed),
             }
             if self.dies_after.is_some_and(|after| self.carried >= after) {
@@ -195,7 +197,8 @@ impl World {
                     subscriber,
                     credential: Some((policy(at, peer), credentials)),
                 };
-                self.wires.push_back((at, Message::FromRegistry(answer)));
+                self.wires
+                    .push_back((at, Message::FromRegistry(Box::new(answer))));
             }
         }
         while let Some(message) = self.sides[at].keyserver.poll_gateway() {
