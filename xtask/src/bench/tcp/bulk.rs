@@ -179,19 +179,20 @@ fn against(ours: &Figures, other: &Figures, course: Course, arm: Arm) -> Option<
     Some(conditions(record, course))
 }
 
-/// Receive buffers a terminal's connections begin with, bytes: one prepared for its path, which holds 625 kB, and the
-/// kernel's own, half of which is announced and holds any sender to 64 KiB in the first round trip.
-const PREPARED: u32 = 4 << 20;
+/// Receive buffers a terminal's connections begin with, bytes: the kernel's own, half of which is announced and holds
+/// any sender to 64 KiB in the first round trip, and one prepared for its path, which holds 625 kB.
 const KERNELS: u32 = 128 << 10;
+const PREPARED: u32 = 4 << 20;
 
-/// `vs_bbr.1mb`: from the connect to the last of a megabyte, at a terminal prepared for its path and at one that is not.
+/// `vs_bbr.1mb`: from the connect to the last of a megabyte. The goal is for a terminal as its kernel makes it; what one
+/// prepared for its path gains stands beside it, without a goal.
 pub(super) fn megabyte(stage: &Stage, plan: &Plan) -> Result<Vec<Record>> {
     let course = Course { rtt: 100, percent: 1 };
     // The first connection over a path teaches the gateway its rate; what follows is any later one.
     stage.transfer(Arm::Split, &course.radio(49), u64::MAX, Duration::from_secs(6))?;
-    let prepared = one_megabyte(stage, plan, course, PREPARED, "tcp.vs_bbr.1mb");
-    let plain = one_megabyte(stage, plan, course, KERNELS, "tcp.vs_bbr.1mb_kernel_window");
-    Ok(vec![prepared?.goal(1.5), plain?])
+    let plain = one_megabyte(stage, plan, course, KERNELS, "tcp.vs_bbr.1mb")?;
+    let prepared = one_megabyte(stage, plan, course, PREPARED, "tcp.vs_bbr.1mb_wide_window")?;
+    Ok(vec![plain.goal(1.5), prepared])
 }
 
 /// A megabyte by the relay and by BBR end to end, to a terminal whose connections begin with buffers of `window` bytes.
