@@ -70,6 +70,14 @@ impl DhPrivate {
         }))
     }
 
+    /// A private value of ML-KEM from its expanded form (FIPS 203 §7.1, 2400 bytes). Test vectors come with one;
+    /// exchanges make theirs.
+    #[cfg(test)]
+    pub(super) fn ml_kem_768(expanded: &[u8]) -> Result<Self, CryptoError> {
+        let key = DecapsulationKey::new(&ML_KEM_768, expanded).map_err(unsupported)?;
+        Ok(Self(Inner::MlKem768(key)))
+    }
+
     /// As it goes on the wire: a coordinate for X25519, `x | y` for NIST curves (RFC 5903 §7), a padded number for
     /// MODP, the encapsulation key of a KEM.
     pub(super) fn public(&self) -> Result<Vec<u8>, CryptoError> {
@@ -120,10 +128,7 @@ impl DhPrivate {
 
 /// Decapsulation never fails for a ciphertext of the right length: a wrong one gives an unrelated secret
 /// (FIPS 203 §6.3), which no message authenticates under.
-pub(super) fn decapsulate(
-    key: &DecapsulationKey<kem::AlgorithmId>,
-    ciphertext: &[u8],
-) -> Result<Secret, CryptoError> {
+fn decapsulate(key: &DecapsulationKey<kem::AlgorithmId>, ciphertext: &[u8]) -> Result<Secret, CryptoError> {
     if ciphertext.len() != DhGroup::MlKem768.answer_len() {
         return Err(CryptoError::BadPublicValue);
     }
