@@ -75,7 +75,7 @@ pub(crate) struct Add {
     /// ESP inside AH: ESP's own SPI of packets the terminal sends, AH's when absent
     #[arg(long, value_name = "SPI", value_parser = parse_spi, requires_all = ["ah", "suite"])]
     esp_spi_out: Option<u32>,
-    /// transport or tunnel
+    /// transport, tunnel, or wildcard: either, packet by packet
     #[arg(long, default_value = "transport", value_parser = named::<Mode>)]
     mode: Mode,
     /// 64-bit sequence numbers

@@ -278,7 +278,7 @@ pub struct ManualSa {
     pub spi_in: Spi,
     /// SPI of packets the terminal sends.
     pub spi_out: Spi,
-    /// Transport or tunnel.
+    /// Transport, tunnel or either.
     pub mode: Mode,
     /// 64-bit sequence numbers.
     pub esn: bool,

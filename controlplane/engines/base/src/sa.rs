@@ -102,7 +102,15 @@ named! {
         Transport = 1, "transport";
         /// The whole packet is protected inside a new one.
         Tunnel = 2, "tunnel";
+        /// Either, packet by packet (RFC 4301 §4.4.2.1): received as it came; sent in transport mode between the SA's own
+        /// ends, else in a tunnel. Only by hand: IKE has no way to agree on it.
+        Wildcard = 3, "wildcard";
     }
+}
+
+impl Mode {
+    /// What an SA made by IKE can have.
+    pub const NEGOTIATED: &'static [Self] = &[Self::Transport, Self::Tunnel];
 }
 
 named! {

@@ -23,7 +23,7 @@ pub enum ChecksumRepair {
 impl ChecksumRepair {
     /// What packets of `sa` need: behind a NAT, in transport mode, the sender summed other addresses.
     pub(crate) const fn wanted(sa: &ChildSa) -> Self {
-        if sa.encap.is_some() && matches!(sa.mode, Mode::Transport) {
+        if sa.encap.is_some() && !matches!(sa.mode, Mode::Tunnel) {
             Self::Recompute
         } else {
             Self::Keep

@@ -14,6 +14,7 @@ use crate::ends::Ends;
 use crate::ip::{self, IPV6_LEN, Ip, Walk};
 use crate::lifetime::Meter;
 use crate::locate::{self, ESP_LEN, Flow, Located};
+use crate::mode::{came_tunnelled, is_ip};
 use crate::outer;
 use crate::shape::Shape;
 
@@ -58,16 +59,14 @@ impl Plain {
     /// Length of the plain IP packet in bytes: what the far end counted.
     pub(crate) const fn len(&self, mode: Mode, at: &Located) -> usize {
         let payload = self.payload_end - self.payload_at;
-        match mode {
-            Mode::Tunnel => payload,
-            Mode::Transport => {
-                let headers = match at.udp_at {
-                    Some(udp_at) => udp_at,
-                    None => at.esp_at,
-                };
-                headers + payload
-            }
+        if came_tunnelled(mode, self.next_header) {
+            return payload;
         }
+        let headers = match at.udp_at {
+            Some(udp_at) => udp_at,
+            None => at.esp_at,
+        };
+        headers + payload
     }
 }
 
@@ -145,7 +144,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         self.spi
     }
 
-    /// Transport or tunnel.
+    /// Transport, tunnel or either.
     pub const fn mode(&self) -> Mode {
         self.mode
     }
@@ -219,9 +218,10 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
             return Err(DropReason::EspDummy);
         }
         let payload = body.get(..payload_len).ok_or(DropReason::EspBadPadding)?;
-        let brief = match self.mode {
-            Mode::Transport => Brief::of(bytes, at, next_header, payload),
-            Mode::Tunnel => None,
+        let brief = if came_tunnelled(self.mode, next_header) {
+            None
+        } else {
+            Brief::of(bytes, at, next_header, payload)
         };
         // Packets come in runs of one flow, and the selectors of an SA never change.
         let len = if brief.is_some() && brief == self.admitted {
@@ -270,20 +270,18 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
 
     /// The flow of a decrypted packet, and the length of its payload (without TFC padding, RFC 4303 §2.7).
     fn flow(&self, at: &Located, next_header: u8, payload: &[u8]) -> Result<(Flow, usize), DropReason> {
-        match (self.mode, next_header) {
-            (Mode::Transport, _) => {
-                let flow = behind_extensions(at.source, at.destination, next_header, payload)?;
-                Ok((flow, payload.len()))
-            }
-            (Mode::Tunnel, protocol::IPIP | protocol::IPV6) => {
-                let inner = Ip::parse(payload, Walk::ToUpperLayer)?;
-                if inner.is_v4() != (next_header == protocol::IPIP) {
-                    return Err(DropReason::BadIpHeader);
-                }
-                Ok((Flow::of(payload)?, inner.end))
-            }
-            (Mode::Tunnel, _) => Err(DropReason::EspBadPadding),
+        if !came_tunnelled(self.mode, next_header) {
+            let flow = behind_extensions(at.source, at.destination, next_header, payload)?;
+            return Ok((flow, payload.len()));
         }
+        if !is_ip(next_header) {
+            return Err(DropReason::EspBadPadding);
+        }
+        let inner = Ip::parse(payload, Walk::ToUpperLayer)?;
+        if inner.is_v4() != (next_header == protocol::IPIP) {
+            return Err(DropReason::BadIpHeader);
+        }
+        Ok((Flow::of(payload)?, inner.end))
     }
 
     /// Removes everything that is not the plain packet.
@@ -291,20 +289,17 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         let malformed = DropReason::EspMalformed;
         let behind = packet.len().checked_sub(plain.payload_end).ok_or(malformed)?;
         packet.strip_back(behind).ok_or(malformed)?;
-        match self.mode {
-            Mode::Tunnel => {
-                let tos = tos(packet.bytes());
-                packet.strip_front(plain.payload_at).ok_or(malformed)?;
-                outer::propagate_ecn(tos, packet.bytes_mut())?;
-            }
-            Mode::Transport => {
-                *packet.bytes_mut().get_mut(at.protocol_at).ok_or(malformed)? = plain.next_header;
-                let gap_at = at.udp_at.unwrap_or(at.esp_at);
-                let gap = plain.payload_at.checked_sub(gap_at).ok_or(malformed)?;
-                packet.cut(gap_at, gap).ok_or(malformed)?;
-                ip::finish_header(packet.bytes_mut());
-                checksum::repair(packet.bytes_mut(), self.repair);
-            }
+        if came_tunnelled(self.mode, plain.next_header) {
+            let tos = tos(packet.bytes());
+            packet.strip_front(plain.payload_at).ok_or(malformed)?;
+            outer::propagate_ecn(tos, packet.bytes_mut())?;
+        } else {
+            *packet.bytes_mut().get_mut(at.protocol_at).ok_or(malformed)? = plain.next_header;
+            let gap_at = at.udp_at.unwrap_or(at.esp_at);
+            let gap = plain.payload_at.checked_sub(gap_at).ok_or(malformed)?;
+            packet.cut(gap_at, gap).ok_or(malformed)?;
+            ip::finish_header(packet.bytes_mut());
+            checksum::repair(packet.bytes_mut(), self.repair);
         }
         Ok(())
     }

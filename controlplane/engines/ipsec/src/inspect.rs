@@ -9,10 +9,10 @@ use towpath_base::DropReason;
 use towpath_base::crypto::{EspDecryptor, InspectProvider, InvalidKey};
 use towpath_base::key::Key;
 use towpath_base::sa::{EspSuite, Mode};
-use towpath_common::wire::protocol;
 
 use crate::ip;
 use crate::locate::{self, ESP_LEN, Located};
+use crate::mode::{came_tunnelled, is_ip};
 
 /// Both directions of one SA pair, seen from outside.
 #[derive(Debug)]
@@ -85,12 +85,10 @@ impl<D: EspDecryptor> Inspector<D> {
             .len()
             .checked_sub(usize::from(*pad_len))
             .ok_or(DropReason::EspBadPadding)?;
-        let plain = match self.mode {
-            Mode::Tunnel if matches!(next_header, protocol::IPIP | protocol::IPV6) => {
-                payload_at..payload_at + len
-            }
-            Mode::Tunnel => return Err(DropReason::EspBadPadding),
-            Mode::Transport => uncover(copy, &at, payload_at, len, next_header).ok_or(malformed)?,
+        let plain = match came_tunnelled(self.mode, next_header) {
+            true if is_ip(next_header) => payload_at..payload_at + len,
+            true => return Err(DropReason::EspBadPadding),
+            false => uncover(copy, &at, payload_at, len, next_header).ok_or(malformed)?,
         };
         Ok(Seen {
             sequence: at.sequence,

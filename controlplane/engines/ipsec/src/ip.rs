@@ -3,8 +3,11 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use towpath_base::DropReason;
+use towpath_base::sa::Mode;
 use towpath_common::headers::MAX_EXTENSION_HEADERS;
 use towpath_common::wire::{checksum, protocol};
+
+use crate::mode::needs_tunnel;
 
 pub(crate) const IPV4_LEN: usize = 20;
 pub(crate) const IPV6_LEN: usize = 40;
@@ -56,6 +59,29 @@ pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
 }
 
 impl Ip {
+    /// The header of a packet to be sent by an SA of `mode` between `local` and `remote`, and whether it goes behind a
+    /// new one.
+    #[inline]
+    pub(crate) fn for_mode(
+        packet: &[u8],
+        mode: Mode,
+        local: IpAddr,
+        remote: IpAddr,
+    ) -> Result<(Self, bool), DropReason> {
+        let walk = match mode {
+            Mode::Transport => Walk::ToEspPlace,
+            Mode::Tunnel | Mode::Wildcard => Walk::ToUpperLayer,
+        };
+        let ip = Self::parse(packet, walk)?;
+        if needs_tunnel(mode, &ip, local, remote) {
+            return Ok((ip, true));
+        }
+        if walk == Walk::ToUpperLayer {
+            return Ok((Self::parse(packet, Walk::ToEspPlace)?, false));
+        }
+        Ok((ip, false))
+    }
+
     #[inline]
     pub(crate) fn parse(packet: &[u8], walk: Walk) -> Result<Self, DropReason> {
         match packet.first().ok_or(DropReason::Truncated)? >> 4 {

@@ -44,6 +44,7 @@ mod ip;
 pub mod keepalive;
 pub mod lifetime;
 pub mod locate;
+mod mode;
 pub mod outbound;
 mod outer;
 pub mod pmtu;

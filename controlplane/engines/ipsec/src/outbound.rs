@@ -12,9 +12,10 @@ use crate::checksum;
 use crate::ends::Ends;
 use crate::highwater::Reserved;
 use crate::icmp::TooBig;
-use crate::ip::{self, Ip, Walk, put16};
+use crate::ip::{self, Ip, put16};
 use crate::lifetime::Meter;
 use crate::locate::{ESP_LEN, Flow, Located, UDP_LEN};
+use crate::mode::reckoned_tunnelled;
 use crate::outer::{self, Inner, OuterPolicy};
 use crate::pmtu::PathMtu;
 use crate::shape::Shape;
@@ -227,17 +228,13 @@ impl<T: EspTransform> OutboundSa<T> {
     }
 
     /// Largest plain IP packet that sealed is at most `mtu` bytes long; `inner_v4` is its family, which transport
-    /// mode keeps. Headers without options or extensions are assumed.
+    /// mode keeps. Headers without options or extensions are assumed. Under mode `wildcard` it is what a tunnel holds.
     pub fn largest_plain(&self, mtu: u16, inner_v4: bool) -> u16 {
         let suite = self.shape;
-        let kept = match self.mode {
-            Mode::Transport if inner_v4 => ip::IPV4_LEN,
-            Mode::Transport => ip::IPV6_LEN,
-            Mode::Tunnel => 0,
-        };
-        let outer = match self.mode {
-            Mode::Transport => kept,
-            Mode::Tunnel => outer::len(self.remote),
+        let (kept, outer) = match (reckoned_tunnelled(self.mode), inner_v4) {
+            (true, _) => (0, outer::len(self.remote)),
+            (false, true) => (ip::IPV4_LEN, ip::IPV4_LEN),
+            (false, false) => (ip::IPV6_LEN, ip::IPV6_LEN),
         };
         let udp = if self.encap.is_some() { UDP_LEN } else { 0 };
         let fixed = outer + udp + ESP_LEN + suite.iv_len() + suite.icv_len();
@@ -284,21 +281,16 @@ impl<T: EspTransform> OutboundSa<T> {
     /// Measures the packet to be made, and checks that it can be.
     fn plan(&self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Plan, DropReason> {
         let suite = self.shape;
-        let (ip, outer_len) = match self.mode {
-            Mode::Transport => (Ip::parse(packet.bytes(), Walk::ToEspPlace)?, 0),
-            Mode::Tunnel => (
-                Ip::parse(packet.bytes(), Walk::ToUpperLayer)?,
-                outer::len(self.remote),
-            ),
-        };
+        let (ip, tunnel) = Ip::for_mode(packet.bytes(), self.mode, self.local, self.remote)?;
+        let outer_len = if tunnel { outer::len(self.remote) } else { 0 };
         packet
             .strip_back(packet.len() - ip.end)
             .ok_or(DropReason::Truncated)?;
-        let (kept, next_header) = match self.mode {
-            Mode::Transport if ip.fragment => return Err(DropReason::EspFragment),
-            Mode::Transport => (ip.payload_at, ip.protocol),
-            Mode::Tunnel if ip.is_v4() => (0, protocol::IPIP),
-            Mode::Tunnel => (0, protocol::IPV6),
+        let (kept, next_header) = match tunnel {
+            false if ip.fragment => return Err(DropReason::EspFragment),
+            false => (ip.payload_at, ip.protocol),
+            true if ip.is_v4() => (0, protocol::IPIP),
+            true => (0, protocol::IPV6),
         };
         let udp_len = if self.encap.is_some() { UDP_LEN } else { 0 };
         let front = outer_len + udp_len + ESP_LEN + suite.iv_len();
@@ -306,11 +298,7 @@ impl<T: EspTransform> OutboundSa<T> {
         let padding = (ip.end - kept + 2).next_multiple_of(suite.block_len()) - (ip.end - kept + 2);
         let back = padding + 2 + suite.icv_len();
         let total = ip.end + front + back;
-        let outer_v4 = if outer_len == 0 {
-            ip.is_v4()
-        } else {
-            self.remote.is_ipv4()
-        };
+        let outer_v4 = if tunnel { self.remote.is_ipv4() } else { ip.is_v4() };
         let limit = self.path_mtu.at(now).map_or(ip::max_len(outer_v4), usize::from);
         if total > limit {
             return Err(DropReason::TooBig);
@@ -320,7 +308,8 @@ impl<T: EspTransform> OutboundSa<T> {
         }
         Ok(Plan {
             kept,
-            protocol_at: if outer_len == 0 { ip.protocol_at } else { 0 },
+            tunnel,
+            protocol_at: if tunnel { 0 } else { ip.protocol_at },
             esp_at: kept + outer_len + udp_len,
             front,
             padding,
@@ -345,18 +334,17 @@ impl<T: EspTransform> OutboundSa<T> {
         } else {
             protocol::ESP
         };
-        match self.mode {
-            Mode::Transport => *bytes.get_mut(plan.protocol_at)? = carried,
-            Mode::Tunnel => {
-                outer::write(
-                    bytes,
-                    self.local,
-                    self.remote,
-                    carried,
-                    &plan.inner,
-                    sequence as u16,
-                );
-            }
+        if plan.tunnel {
+            outer::write(
+                bytes,
+                self.local,
+                self.remote,
+                carried,
+                &plan.inner,
+                sequence as u16,
+            );
+        } else {
+            *bytes.get_mut(plan.protocol_at)? = carried;
         }
         ip::finish_header(bytes);
         if let Some(encap) = self.encap {
@@ -446,6 +434,8 @@ impl<T: EspTransform> OutboundSa<T> {
 struct Plan {
     /// Bytes of IP header that stay in front of ESP.
     kept: usize,
+    /// Behind a new IP header.
+    tunnel: bool,
     protocol_at: usize,
     /// Offset of the ESP header in the packet to be made.
     esp_at: usize,

@@ -51,25 +51,6 @@ pub enum AtLimit {
     Delete,
 }
 
-/// Mode of an SA; a wildcard takes whatever the packet needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SaMode {
-    /// One of the two.
-    Only(Mode),
-    /// Transport or tunnel, as the packet.
-    Wildcard,
-}
-
-impl SaMode {
-    /// Whether a packet of `mode` may use the SA.
-    pub fn admits(self, mode: Mode) -> bool {
-        match self {
-            Self::Only(only) => only == mode,
-            Self::Wildcard => true,
-        }
-    }
-}
-
 /// Path MTU in bytes, IP header included, and when it was learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathMtu {
@@ -127,7 +108,7 @@ pub struct SadEntry {
     /// What happens at the hard one.
     pub at_limit: AtLimit,
     /// Mode.
-    pub mode: SaMode,
+    pub mode: Mode,
     /// Path MTU, if one was learned.
     pub path_mtu: Option<PathMtu>,
 }
@@ -319,7 +300,7 @@ mod tests {
             }),
             lifetime: Lifetime::default(),
             at_limit: AtLimit::Replace,
-            mode: SaMode::Wildcard,
+            mode: Mode::Wildcard,
             path_mtu: None,
         }
     }

@@ -54,6 +54,9 @@ pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa, level: u8) -> Option<()> {
 pub(crate) fn read(r: &mut Reader<'_>, level: &mut u8) -> Option<ChildSa> {
     let suite = EspSuite::from_code(r.u8()?)?;
     let mode = Mode::from_code(r.u8()?)?;
+    if mode == Mode::Wildcard {
+        return None;
+    }
     let flags = r.u8()?;
     if flags & !(FLAG_ESN | FLAG_ENCAP) != 0 {
         return None;

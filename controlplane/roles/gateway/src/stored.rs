@@ -18,9 +18,7 @@ use towpath_base::sa::{Class, EspSuite};
 use towpath_base::{Key, Spi, SubscriberHandle};
 use towpath_fabric::{AhSegments, GatewayKeys, GatewaySa, InspectKeys};
 use towpath_ipsec::highwater::BLOCK;
-use towpath_ipsec::sad::{
-    AhParameters, AtLimit, EspParameters, IvRule, Overflow, SaMode, Sad, SadEntry, SadError,
-};
+use towpath_ipsec::sad::{AhParameters, AtLimit, EspParameters, IvRule, Overflow, Sad, SadEntry, SadError};
 use towpath_ipsec::shared::{SharedStart, Wanted};
 use towpath_ipsec::spd::{Spd, SpdError};
 use towpath_store::{KeyPrint, Ledger, Mark, Shelf, StoreError};
@@ -510,7 +508,7 @@ fn entries(sa: &ManualSa) -> [SadEntry; 2] {
         esp,
         lifetime,
         at_limit: AtLimit::Delete,
-        mode: SaMode::Only(sa.mode),
+        mode: sa.mode,
         path_mtu: None,
     };
     let [inward, outward] = direction_ids(sa.id);

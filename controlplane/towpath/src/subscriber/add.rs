@@ -190,7 +190,9 @@ fn parse_esp(text: &str) -> Result<EspSuite, String> {
 }
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
-    text.parse().map_err(|_| names(Mode::ALL))
+    let mode = text.parse().ok();
+    mode.filter(|mode| Mode::NEGOTIATED.contains(mode))
+        .ok_or_else(|| names(Mode::NEGOTIATED))
 }
 
 /// A sensitivity level and what the gateway may do at it.

@@ -326,6 +326,13 @@ impl PeerDocument {
                 return Err(("local_id".into(), problem.into()));
             }
         };
+        if !Mode::NEGOTIATED.contains(&self.mode) {
+            let problem = format!(
+                "is {}, expected transport or tunnel: IKE agrees on no other",
+                self.mode
+            );
+            return Err(("mode".into(), problem));
+        }
         let or = |given: Vec<String>, default: &Vec<String>| {
             if given.is_empty() { default.clone() } else { given }
         };
@@ -465,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_and_double_secrets_are_named() {
+    fn missing_and_double_secrets_and_a_mode_ike_has_not_are_named() {
         let refused = |change: fn(&mut SubscriberDocument)| {
             let mut document = minimal();
             change(&mut document);
@@ -479,5 +486,6 @@ mod tests {
             refused(|d| d.peers[0].psk_hex = Some(Zeroizing::new("00".into()))),
             "peers[0].psk"
         );
+        assert_eq!(refused(|d| d.peers[0].mode = Mode::Wildcard), "peers[0].mode");
     }
 }

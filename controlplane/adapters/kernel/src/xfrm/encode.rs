@@ -285,7 +285,8 @@ pub(super) const fn family(address: IpAddr) -> u16 {
 const fn mode(mode: Mode) -> u8 {
     match mode {
         Mode::Transport => 0,
-        Mode::Tunnel => 1,
+        // The kernel's states have one mode; a terminal is never given a wildcard (`towpath_keyx` refuses it).
+        Mode::Tunnel | Mode::Wildcard => 1,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::inbound::{DEFAULT_WINDOW_WORDS, Opened, behind_extensions, tos};
 use crate::ip::{self, Ip, Walk};
 use crate::lifetime::Meter;
 use crate::locate::Flow;
+use crate::mode::{came_tunnelled, is_ip};
 use crate::outer;
 
 /// One direction of an AH SA at its receiver.
@@ -79,7 +80,7 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
         self.spi
     }
 
-    /// Transport or tunnel.
+    /// Transport, tunnel or either.
     pub const fn mode(&self) -> Mode {
         self.mode
     }
@@ -150,39 +151,36 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
     }
 
     fn flow(&self, at: &LocatedAh, payload: &[u8]) -> Result<(Flow, usize), DropReason> {
-        match (self.mode, at.next_header) {
-            (_, protocol::NO_NEXT_HEADER) => Err(DropReason::EspDummy),
-            (Mode::Transport, next) => {
-                let flow = behind_extensions(at.source, at.destination, next, payload)?;
-                Ok((flow, payload.len()))
-            }
-            (Mode::Tunnel, protocol::IPIP | protocol::IPV6) => {
-                let inner = Ip::parse(payload, Walk::ToUpperLayer)?;
-                if inner.is_v4() != (at.next_header == protocol::IPIP) {
-                    return Err(DropReason::BadIpHeader);
-                }
-                Ok((Flow::of(payload)?, inner.end))
-            }
-            (Mode::Tunnel, _) => Err(DropReason::AhMalformed),
+        if at.next_header == protocol::NO_NEXT_HEADER {
+            return Err(DropReason::EspDummy);
         }
+        if !came_tunnelled(self.mode, at.next_header) {
+            let flow = behind_extensions(at.source, at.destination, at.next_header, payload)?;
+            return Ok((flow, payload.len()));
+        }
+        if !is_ip(at.next_header) {
+            return Err(DropReason::AhMalformed);
+        }
+        let inner = Ip::parse(payload, Walk::ToUpperLayer)?;
+        if inner.is_v4() != (at.next_header == protocol::IPIP) {
+            return Err(DropReason::BadIpHeader);
+        }
+        Ok((Flow::of(payload)?, inner.end))
     }
 
     fn uncover(&self, packet: &mut PacketBuf<'_>, at: &LocatedAh, len: usize) -> Result<(), DropReason> {
         let malformed = DropReason::AhMalformed;
         let behind = packet.len().checked_sub(at.payload_at + len).ok_or(malformed)?;
         packet.strip_back(behind).ok_or(malformed)?;
-        match self.mode {
-            Mode::Tunnel => {
-                let tos = tos(packet.bytes());
-                packet.strip_front(at.payload_at).ok_or(malformed)?;
-                outer::propagate_ecn(tos, packet.bytes_mut())?;
-            }
-            Mode::Transport => {
-                *packet.bytes_mut().get_mut(at.protocol_at).ok_or(malformed)? = at.next_header;
-                let ah_len = at.payload_at.checked_sub(at.ah_at).ok_or(malformed)?;
-                packet.cut(at.ah_at, ah_len).ok_or(malformed)?;
-                ip::finish_header(packet.bytes_mut());
-            }
+        if came_tunnelled(self.mode, at.next_header) {
+            let tos = tos(packet.bytes());
+            packet.strip_front(at.payload_at).ok_or(malformed)?;
+            outer::propagate_ecn(tos, packet.bytes_mut())?;
+        } else {
+            *packet.bytes_mut().get_mut(at.protocol_at).ok_or(malformed)? = at.next_header;
+            let ah_len = at.payload_at.checked_sub(at.ah_at).ok_or(malformed)?;
+            packet.cut(at.ah_at, ah_len).ok_or(malformed)?;
+            ip::finish_header(packet.bytes_mut());
         }
         Ok(())
     }

@@ -11,9 +11,10 @@ use towpath_common::wire::protocol;
 use super::{AH_LEN, Covered, LocatedAh};
 use crate::highwater::Reserved;
 use crate::icmp::TooBig;
-use crate::ip::{self, Ip, Walk};
+use crate::ip::{self, Ip};
 use crate::lifetime::Meter;
 use crate::locate::Flow;
+use crate::mode::reckoned_tunnelled;
 use crate::outbound::Sealed;
 use crate::outer::{self, Inner, OuterPolicy};
 use crate::pmtu::PathMtu;
@@ -116,11 +117,12 @@ impl<I: IcvTransform> AhOutbound<I> {
         self.reserved.wants(self.last_sequence)
     }
 
-    /// Bytes it adds to a packet of this family.
+    /// Bytes it adds to a packet of this family; under mode `wildcard` a tunnel's.
     pub(crate) fn overhead(&self, inner_v4: bool) -> usize {
-        let (outer_len, outer_v4) = match self.mode {
-            Mode::Transport => (0, inner_v4),
-            Mode::Tunnel => (outer::len(self.remote), self.remote.is_ipv4()),
+        let (outer_len, outer_v4) = if reckoned_tunnelled(self.mode) {
+            (outer::len(self.remote), self.remote.is_ipv4())
+        } else {
+            (0, inner_v4)
         };
         outer_len + len(self.icv.integrity(), outer_v4, self.align8)
     }
@@ -191,25 +193,16 @@ impl<I: IcvTransform> AhOutbound<I> {
     /// cannot foretell.
     pub fn seal(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Sealed, DropReason> {
         self.meter.check(now)?;
-        let (ip, outer_len) = match self.mode {
-            Mode::Transport => (Ip::parse(packet.bytes(), Walk::ToEspPlace)?, 0),
-            Mode::Tunnel => (
-                Ip::parse(packet.bytes(), Walk::ToUpperLayer)?,
-                outer::len(self.remote),
-            ),
-        };
+        let (ip, tunnel) = Ip::for_mode(packet.bytes(), self.mode, self.local, self.remote)?;
+        let outer_len = if tunnel { outer::len(self.remote) } else { 0 };
         packet
             .strip_back(packet.len() - ip.end)
             .ok_or(DropReason::Truncated)?;
-        let (kept, next_header) = match self.mode {
-            Mode::Transport if ip.fragment => return Err(DropReason::EspFragment),
-            Mode::Transport => (ip.payload_at, ip.protocol),
-            Mode::Tunnel if ip.is_v4() => (0, protocol::IPIP),
-            Mode::Tunnel => (0, protocol::IPV6),
-        };
-        let outer_v4 = match self.mode {
-            Mode::Transport => ip.is_v4(),
-            Mode::Tunnel => self.remote.is_ipv4(),
+        let (kept, next_header, outer_v4) = match tunnel {
+            false if ip.fragment => return Err(DropReason::EspFragment),
+            false => (ip.payload_at, ip.protocol, ip.is_v4()),
+            true if ip.is_v4() => (0, protocol::IPIP, self.remote.is_ipv4()),
+            true => (0, protocol::IPV6, self.remote.is_ipv4()),
         };
         let ah_len = len(self.icv.integrity(), outer_v4, self.align8);
         let front = outer_len + ah_len;
@@ -225,20 +218,17 @@ impl<I: IcvTransform> AhOutbound<I> {
         let plain_len = packet.len();
         packet.open_gap(kept, front).ok_or(DropReason::NoHeadroom)?;
         let bytes = packet.bytes_mut();
-        match self.mode {
-            Mode::Transport => {
-                if let Some(field) = bytes.get_mut(ip.protocol_at) {
-                    *field = protocol::AH;
-                }
-            }
-            Mode::Tunnel => outer::write(
+        if tunnel {
+            outer::write(
                 bytes,
                 self.local,
                 self.remote,
                 protocol::AH,
                 &inner,
                 sequence as u16,
-            ),
+            );
+        } else if let Some(field) = bytes.get_mut(ip.protocol_at) {
+            *field = protocol::AH;
         }
         ip::finish_header(bytes);
         let ah_at = kept + outer_len;
