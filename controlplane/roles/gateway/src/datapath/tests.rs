@@ -9,6 +9,8 @@ use towpath_ipsec::{AhInbound, AhOutbound, InboundSa, OutboundSa};
 
 use super::*;
 
+mod wildcard;
+
 const SPI_IN: Spi = Spi(0x1001);
 const SPI_OUT: Spi = Spi(0x2002);
 const ACCESS: Arrival = Arrival {
