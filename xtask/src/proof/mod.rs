@@ -3,13 +3,14 @@
 //! [`scenario`] lists what is shown, [`stack`] starts Towpath, [`runner`] runs one scenario, [`judge`] reads the
 //! captures, [`rekeys`] replaces keys under load, [`relay`] shows what TCP keeps, [`table`] prints the result, [`live`]
 //! shows it as it happens.
-//! [`nonces`] reads what the daemon sealed.
+//! [`nonces`] reads what the daemon sealed, [`report`] ends a run.
 
 pub mod judge;
 pub mod live;
 pub mod nonces;
 pub mod rekeys;
 pub mod relay;
+mod report;
 pub mod runner;
 pub mod scenario;
 pub mod stack;
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use self::nonces::Nonces;
+use self::report::Report;
 use self::runner::Outcome;
 use self::scenario::Scenario;
 use self::stack::{Stack, programs};
@@ -50,6 +53,9 @@ pub struct Args {
     /// iperf3; a table, exit 0 if all passed (about ten minutes)
     #[arg(long, conflicts_with_all = ["once", "iface", "rekeys"])]
     pub relay: bool,
+    /// With --once, --relay or --rekeys: write the outcome, and what nonces the daemons used, to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "iface")]
+    pub json: Option<PathBuf>,
     /// Use the programs and the XDP object that are there, without building
     #[arg(long)]
     pub no_build: bool,
@@ -68,6 +74,9 @@ pub struct Args {
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     if !args.iface.is_empty() && args.iface.len() != 2 {
         return Err(Usage("two interfaces are needed: --iface IN --iface OUT".to_owned()).into());
+    }
+    if args.json.is_some() && !(args.once || args.relay || args.rekeys.is_some()) {
+        return Err(Usage("--json goes with --once, --relay or --rekeys".to_owned()).into());
     }
     if !is_root() {
         bail!("network namespaces, XDP and AF_XDP need root");
@@ -178,7 +187,7 @@ fn replace_keys(root: &Path, args: &Args, object: &Path) -> Result<()> {
         threads.map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
     });
     let [v4, v6] = reports;
-    stack.stop();
+    let (_, nonces) = stack.end()?;
     Lab::down_instance(root, &instance)?;
     let reports = [v4?, v6?];
     for report in &reports {
@@ -196,15 +205,17 @@ fn replace_keys(root: &Path, args: &Args, object: &Path) -> Result<()> {
             report.ikes[2],
         );
     }
-    match reports.iter().find(|report| !report.passed()) {
-        None => Ok(()),
-        Some(report) => bail!(
-            "{}: {} packets lost, {} CHILD SAs left where one is expected",
+    for report in reports.iter().filter(|report| !report.passed()) {
+        println!(
+            "FAILED {}: {} packets lost, {} CHILD SAs left where one is expected",
             report.stream.family,
             report.sent - report.answered,
             report.left
-        ),
+        );
     }
+    let failed = reports.iter().filter(|report| !report.passed()).count();
+    let rows = reports.iter().map(rekeys::Report::row).collect();
+    Report::new(failed, nonces, rows).finish(args, "streams")
 }
 
 /// Every scenario once; an error when one failed.
@@ -224,29 +235,30 @@ fn once(root: &Path, args: &Args, object: &Path) -> Result<()> {
             .all(|w| s.title().to_lowercase().contains(&w.to_lowercase()))
     };
     let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut nonces = Nonces::default();
     for kind in kinds {
         let rows: Vec<Scenario> = scenario::matrix(kind).into_iter().filter(wanted).collect();
         if !rows.is_empty() {
-            outcomes.extend(with_peer(root, kind, rows, object, args)?);
+            outcomes.extend(with_peer(root, kind, rows, object, args, &mut nonces)?);
         }
     }
     table::print(&outcomes);
     let failed = outcomes.iter().filter(|o| !o.passed()).count();
-    println!("{} scenarios, {failed} failed", outcomes.len());
-    match (outcomes.len(), failed) {
-        (0, _) => bail!("no scenario has all of these words: {}", words.join(" ")),
-        (_, 0) => Ok(()),
-        _ => bail!("{failed} scenario(s) failed"),
+    if outcomes.is_empty() {
+        bail!("no scenario has all of these words: {}", words.join(" "));
     }
+    let rows = outcomes.iter().map(Outcome::row).collect();
+    Report::new(failed, nonces, rows).finish(args, "scenarios")
 }
 
-/// All `rows` with one kind of peer, in a lab of their own.
+/// All `rows` with one kind of peer, in a lab of their own; `nonces` gets what the daemons sealed.
 fn with_peer(
     root: &Path,
     kind: PeerKind,
     rows: Vec<Scenario>,
     object: &Path,
     args: &Args,
+    nonces: &mut Nonces,
 ) -> Result<Vec<Outcome>> {
     let instance = args.instance.clone().unwrap_or_else(|| "once".to_owned());
     Lab::down_instance(root, &instance)?;
@@ -258,7 +270,7 @@ fn with_peer(
     let lab = step(&format!("lab up, peer {}", kind.name()), || {
         Lab::up(root, &options)
     })?;
-    let outcomes = in_lab(lab, rows, object);
+    let outcomes = in_lab(lab, rows, object, nonces);
     let failed = outcomes.as_ref().map_or(true, |o| o.iter().any(|o| !o.passed()));
     if args.keep && failed {
         println!("the lab is left up: cargo xtask lab --instance {instance} status");
@@ -268,7 +280,7 @@ fn with_peer(
     outcomes
 }
 
-fn in_lab(lab: Lab, rows: Vec<Scenario>, object: &Path) -> Result<Vec<Outcome>> {
+fn in_lab(lab: Lab, rows: Vec<Scenario>, object: &Path, nonces: &mut Nonces) -> Result<Vec<Outcome>> {
     let mut stack = step("towpath up, both terminals registered", || {
         Stack::start(lab, object)
     })?;
@@ -299,11 +311,12 @@ fn in_lab(lab: Lab, rows: Vec<Scenario>, object: &Path) -> Result<Vec<Outcome>> 
             if let Some(name) = dead {
                 eprintln!("{name} ended; its last words:\n{}", stack.tail(&name, 15));
             }
-            let lab = stack.stop();
+            let (lab, sealed) = stack.end()?;
+            *nonces += sealed;
             stack = Stack::start(lab, object).context("restarting after a failed scenario")?;
         }
         outcomes.push(outcome);
     }
-    stack.stop();
+    *nonces += stack.end()?.1;
     Ok(outcomes)
 }

@@ -4,15 +4,18 @@
 //! print of the packet, 16 bytes each.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::ops::AddAssign;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 /// Bytes of one record.
 const RECORD: usize = 48;
 
 /// What a log says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Nonces {
     /// Packets sealed under counter-mode ciphers.
     pub seals: usize,
@@ -20,6 +23,25 @@ pub struct Nonces {
     pub keys: usize,
     /// Packets sealed with a key and nonce that another packet had before.
     pub reused: usize,
+}
+
+impl AddAssign for Nonces {
+    /// Another daemon's: its keys are its own.
+    fn add_assign(&mut self, other: Self) {
+        self.seals += other.seals;
+        self.keys += other.keys;
+        self.reused += other.reused;
+    }
+}
+
+impl fmt::Display for Nonces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seals, keys, reused } = self;
+        write!(
+            f,
+            "packets recorded {seals}, keys {keys}, nonces used for two packets: {reused}"
+        )
+    }
 }
 
 /// Whether daemons of this build write the log.

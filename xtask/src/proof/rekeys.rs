@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::stack::Stack;
 use crate::lab::{Family, Node};
@@ -41,6 +41,19 @@ pub struct Report {
 }
 
 impl Report {
+    /// As JSON.
+    pub fn row(&self) -> Value {
+        json!({
+            "family": self.stream.family.to_string(),
+            "passed": self.passed(),
+            "sent": self.sent,
+            "answered": self.answered,
+            "children": self.children,
+            "ikes": self.ikes,
+            "left": self.left,
+        })
+    }
+
     /// Nothing was lost, and nothing is left over.
     pub fn passed(&self) -> bool {
         self.sent > 0 && self.sent == self.answered && self.left == 1

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use comfy_table::{ContentArrangement, Table, presets};
 
+use super::nonces::Nonces;
+use super::report::Report;
 use super::stack::{Stack, programs as programs_folder};
 use super::{Args, runner};
 use crate::lab::state::wait_for;
@@ -94,6 +96,19 @@ pub struct Outcome {
     pub verdict: Result<String, String>,
 }
 
+impl Outcome {
+    /// As JSON.
+    fn row(&self) -> serde_json::Value {
+        serde_json::json!({
+            "peer": self.peer.name(),
+            "family": self.family.to_string(),
+            "check": self.name,
+            "passed": self.verdict.is_ok(),
+            "found": self.verdict.as_ref().unwrap_or_else(|error| error),
+        })
+    }
+}
+
 /// The relay with one kind of peer, in one family.
 struct Place<'a> {
     stack: &'a Stack,
@@ -107,6 +122,7 @@ pub(super) fn run(root: &Path, args: &Args, object: &Path) -> Result<()> {
         .map_or(vec![PeerKind::Kernel, PeerKind::Libipsec], |kind| vec![kind]);
     let instance = args.instance.clone().unwrap_or_else(|| "relay".to_owned());
     let mut outcomes = Vec::new();
+    let mut nonces = Nonces::default();
     for peer in kinds {
         Lab::down_instance(root, &instance)?;
         let options = Options {
@@ -118,17 +134,17 @@ pub(super) fn run(root: &Path, args: &Args, object: &Path) -> Result<()> {
             Stack::start(Lab::up(root, &options)?, object)
         })?;
         let judged = all(&mut stack, args.only.as_deref().unwrap_or_default());
-        stack.stop();
+        nonces += stack.end()?.1;
         Lab::down_instance(root, &instance)?;
         outcomes.extend(judged?);
     }
     print(&outcomes);
     let failed = outcomes.iter().filter(|outcome| outcome.verdict.is_err()).count();
-    println!("{} checks, {failed} failed", outcomes.len());
-    if outcomes.is_empty() || failed > 0 {
-        bail!("{failed} of {} checks failed", outcomes.len());
+    if outcomes.is_empty() {
+        bail!("no check has all of these words");
     }
-    Ok(())
+    let rows = outcomes.iter().map(Outcome::row).collect();
+    Report::new(failed, nonces, rows).finish(args, "checks")
 }
 
 /// Every check whose name contains all of `words`, in both families.

@@ -47,6 +47,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// As JSON.
+    pub fn row(&self) -> serde_json::Value {
+        serde_json::json!({
+            "peer": self.peer.name(),
+            "scenario": self.scenario.title(),
+            "passed": self.passed(),
+            "seconds": self.took.as_secs_f64(),
+            "complaints": self.complaints(),
+        })
+    }
+
     /// Whether every check passed.
     pub fn passed(&self) -> bool {
         self.verdicts.iter().all(|v| matches!(v, Some(Ok(_))))

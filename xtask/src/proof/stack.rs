@@ -462,24 +462,29 @@ impl Stack {
         nonces::read(&self.path("gw.nonces"))
     }
 
-    /// Ends Towpath and hands the lab back.
-    ///
-    /// # Panics
-    /// The daemon used a nonce for two packets, and was not told to.
-    pub fn stop(self) -> Lab {
-        let told = self.extra.contains("danger_start_over");
-        if let Ok(found) = self.nonces() {
-            assert!(
-                told || found.reused == 0,
-                "a nonce was used for two packets: {found:?}"
-            );
-        }
+    /// Ends Towpath and hands the lab back, with what the daemon, in all its lives, sealed.
+    pub fn end(self) -> Result<(Lab, nonces::Nonces)> {
         for process in self.agents.iter().chain(&self.daemon) {
             process.end(Duration::from_secs(3));
         }
+        let found = self.nonces();
         let _ = fs::remove_dir_all(self.lab.pin_dir());
         let _ = fs::remove_file(self.socket());
-        self.lab
+        Ok((self.lab, found?))
+    }
+
+    /// As [`Stack::end`], for tests.
+    ///
+    /// # Panics
+    /// The daemon used a nonce for two packets, and was not told to; or what it wrote down cannot be read.
+    pub fn stop(self) -> Lab {
+        let told = self.extra.contains("danger_start_over");
+        let (lab, found) = self.end().expect("the log of nonces is readable");
+        assert!(
+            told || found.reused == 0,
+            "a nonce was used for two packets: {found}"
+        );
+        lab
     }
 }
 
