@@ -239,6 +239,8 @@ pub(crate) fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKe
         &spi_out,
         "--suite",
         sa.suite.name(),
+        "--mode",
+        sa.mode.name(),
     ]);
     let keys: Vec<String> = keys
         .iter()
@@ -249,10 +251,19 @@ pub(crate) fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKe
 }
 
 pub(crate) fn segments(stack: &Stack, family: Family, spi: u32, fill: u8) -> Ends {
+    let [terminal, peer] = add_segments(stack, family, spi, fill, Mode::Transport);
+    Ends::new(stack, family, &terminal, &peer)
+}
+
+/// Adds an SA with segment keys; returns what the terminal has of it, and the peer.
+fn add_segments(stack: &Stack, family: Family, spi: u32, fill: u8, mode: Mode) -> [ChildSa; 2] {
     let suite = EspSuite::Aes256Gcm16;
     let [peer_in, peer_out, segment_in, segment_out] = [0, 1, 2, 3].map(|n| keys(suite, fill + n));
-    let peer = child(family, suite, spi, peer_in.clone(), peer_out.clone());
-    let terminal = child(family, suite, spi, segment_in.clone(), segment_out.clone());
+    let of = |keys_in: &EspKeys, keys_out: &EspKeys| ChildSa {
+        mode,
+        ..child(family, suite, spi, keys_in.clone(), keys_out.clone())
+    };
+    let (terminal, peer) = (of(&segment_in, &segment_out), of(&peer_in, &peer_out));
     let given = [
         ("peer_in", &peer_in),
         ("peer_out", &peer_out),
@@ -260,7 +271,27 @@ pub(crate) fn segments(stack: &Stack, family: Family, spi: u32, fill: u8) -> End
         ("segment_out", &segment_out),
     ];
     add(stack, &format!("segments-{family}"), &peer, &given);
-    Ends::new(stack, family, &terminal, &peer)
+    [terminal, peer]
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn a_wildcard_sa_takes_both_encapsulations() {
+    let stack = stack_for_test_with("wildcard", PeerKind::Libipsec, PERMISSIONS).expect("lab and towpath");
+    for (family, spi, fill) in [(Family::V4, 0xa000_0050, 0x10), (Family::V6, 0xa000_0060, 0x60)] {
+        let given = add_segments(&stack, family, spi, fill, Mode::Wildcard);
+        for (round, mode) in [Mode::Transport, Mode::Tunnel, Mode::Transport]
+            .into_iter()
+            .enumerate()
+        {
+            let [terminal, peer] = given.clone();
+            let mut ends = Ends::new(&stack, family, &ChildSa { mode, ..terminal }, &peer);
+            ends.terminal.skip_to(round as u64 * 100);
+            let opened = ends.send(&stack, 10);
+            assert_eq!(opened, 10, "{family} {mode}:\n{}", stack.tail("towpath", 20));
+        }
+    }
+    stack.stop();
 }
 
 #[test]
