@@ -54,6 +54,7 @@ targets! {
     reassembly "../fuzz/targets/reassembly.rs";
     tcp_segment "../fuzz/targets/tcp_segment.rs";
     tcp_snapshot "../fuzz/targets/tcp_snapshot.rs";
+    wrapped "../fuzz/targets/wrapped.rs";
 }
 
 // Behind the targets, so that they take it by its path, as they take libFuzzer's.
