@@ -251,6 +251,10 @@ fn walk_extensions<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Res
         if next == protocol::FRAGMENT {
             // Offset and more-fragments bit; an atomic fragment (RFC 6946) has neither and is a whole packet.
             if header.be16(2) & 0xfff9 != 0 {
+                // The frame may go on behind what the IPv6 header says is the packet's.
+                if offset + len > headers.end as usize {
+                    return Err(TRUNCATED);
+                }
                 headers.fragment = true;
                 headers.protocol = header.u8(0);
                 headers.l4_offset = (offset + len) as u32;

@@ -3,7 +3,7 @@
 //! [`scenario`] lists what is shown, [`stack`] starts Towpath, [`runner`] runs one scenario, [`judge`] reads the
 //! captures, [`rekeys`] replaces keys under load, [`relay`] shows what TCP keeps, [`table`] prints the result, [`live`]
 //! shows it as it happens.
-//! [`nonces`] reads what the daemon sealed, [`report`] ends a run.
+//! [`nonces`] reads what the daemon sealed, `report` ends a run.
 
 pub mod judge;
 pub mod live;
