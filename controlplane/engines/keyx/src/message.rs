@@ -13,6 +13,9 @@ use crate::sealed::TAG_LEN;
 pub const VERSION: u8 = 1;
 /// Length of the clear header: version, type, reserved (2), subscriber handle (8), counter (8).
 pub const HEADER_LEN: usize = 20;
+/// What a key transfer holds before its SA: identifier (8), operation, class, flags (4), request (4), replaced
+/// SPI (4).
+pub(crate) const TRANSFER_HEAD_LEN: usize = 20;
 
 macro_rules! codes {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $code:literal,)+ }) => {

@@ -11,6 +11,26 @@ use crate::codec::{Reader, Writer};
 const FLAG_ESN: u8 = 1;
 const FLAG_ENCAP: u8 = 2;
 
+/// An address in IPv6, with its family.
+const ADDRESS_LEN: usize = 1 + 16;
+/// Protocol, two ports, two addresses.
+const SELECTOR_LEN: usize = 1 + 2 + 2 + 2 * ADDRESS_LEN;
+/// Longest description of an SA: every address in IPv6, every place for a selector used, the longest keys.
+pub(crate) const MAX_LEN: usize =
+    40 + 2 * ADDRESS_LEN + 2 * longest_keys() + 2 * (1 + MAX_SELECTORS * SELECTOR_LEN);
+
+const fn longest_keys() -> usize {
+    let mut longest = 0;
+    let mut rest = EspSuite::ALL;
+    while let [suite, others @ ..] = rest {
+        if suite.key_material_len() > longest {
+            longest = suite.key_material_len();
+        }
+        rest = others;
+    }
+    longest
+}
+
 pub(crate) fn write(w: &mut Writer<'_>, sa: &ChildSa, level: u8) -> Option<()> {
     // Exhaustive, so that a new field breaks the build here.
     let ChildSa {

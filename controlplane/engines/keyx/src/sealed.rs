@@ -10,12 +10,13 @@ use towpath_base::DropReason;
 use zeroize::Zeroize;
 
 use crate::codec::Writer;
-use crate::message::{HEADER_LEN, Header, peek};
+use crate::message::{HEADER_LEN, Header, TRANSFER_HEAD_LEN, peek};
+use crate::sa_codec;
 
 /// Length of the GCM tag.
 pub(crate) const TAG_LEN: usize = 16;
-/// Longest body: a key transfer with every selector in IPv6.
-pub const MAX_BODY: usize = 576;
+/// Longest body: a key transfer that installs the longest SA.
+pub const MAX_BODY: usize = TRANSFER_HEAD_LEN + sa_codec::MAX_LEN;
 /// Longest datagram.
 pub const MAX_DATAGRAM: usize = HEADER_LEN + MAX_BODY + TAG_LEN;
 

@@ -202,6 +202,58 @@ proptest! {
 }
 
 #[test]
+fn the_longest_transfer_fits_exactly() {
+    let everything = |v6: &str| TrafficSelector {
+        first: v6.parse().unwrap(),
+        last: v6.parse().unwrap(),
+        protocol: 6,
+        first_port: 1,
+        last_port: 2,
+    };
+    let selectors = Selectors::from_iter(["fd01::1", "fd02::1", "fd03::1", "fd04::1"].map(everything));
+    let lengths = EspSuite::ALL.iter().map(|suite| {
+        let keys = EspKeys::split(*suite, &vec![7; suite.key_material_len()]).unwrap();
+        let down = ToTerminal::KeyTransfer(KeyTransfer {
+            transfer_id: u64::MAX,
+            request_id: Some(u32::MAX),
+            operation: Operation::Install {
+                class: Class::Full,
+                level: 255,
+                replaces: Some(Spi(u32::MAX)),
+                standby: true,
+                sa: ChildSa {
+                    local: "fd77:1::2".parse().unwrap(),
+                    remote: "fd77:2::2".parse().unwrap(),
+                    suite: *suite,
+                    mode: Mode::Tunnel,
+                    esn: true,
+                    encap: Some(UdpEncap {
+                        local_port: 4500,
+                        remote_port: 4500,
+                    }),
+                    spi_in: Spi(256),
+                    spi_out: Spi(257),
+                    keys_in: keys.clone(),
+                    keys_out: keys,
+                    local_ts: selectors.clone(),
+                    remote_ts: selectors.clone(),
+                    lifetime: Lifetime::default(),
+                },
+            },
+        });
+        let (mut terminal, mut network) = sessions();
+        let sealed = network.seal(&down).unwrap();
+        assert_eq!(terminal.open(sealed.as_bytes()).unwrap(), down, "{suite:?}");
+        sealed.as_bytes().len()
+    });
+    assert_eq!(
+        lengths.max(),
+        Some(MAX_DATAGRAM),
+        "no byte too few, none too many"
+    );
+}
+
+#[test]
 fn a_registration_gives_both_sides_the_same_session() {
     let keys = RegistrationKeys::derive(&ksub(), HANDLE);
     let here = Addresses::of([terminal(), "fd77:1::2".parse().unwrap()]);
