@@ -13,7 +13,10 @@
 //! * `esp.gateway_vs_libipsec.BYTES`: the same, which opens and seals ÷ what charon in user space seals.
 //!
 //! A rate is packets that arrived per second of the processor that worked on them: the sender shares this machine, and
-//! may be the slower one.
+//! may be the slower one. What is counted is the same in every arm: the threads of the program that is measured, which read,
+//! seal and send. What interfaces *receive* is worked on by threads of their own, on the sender's processor, and not
+//! counted: neither what the program's neighbours receive of it, which on veth would otherwise be done on its time, nor
+//! what comes to it (an XDP program and a copy for the gateway, a TUN device for charon). The gateway's is told beside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::receivers::{own_receiver, pin_receivers, receivers};
 use super::{Args, Better, Record, quantile};
 use crate::ebpf;
 use crate::lab::{Family, Lab, Node, PeerKind};
@@ -50,6 +54,8 @@ struct Bench {
     next: u64,
     /// The worker's thread.
     thread: PathBuf,
+    /// What receives on the access port.
+    receiver: PathBuf,
 }
 
 /// What one measurement gave.
@@ -61,6 +67,8 @@ struct Sample {
     arrived: f64,
     /// Share of one processor that was used.
     busy: f64,
+    /// Processor seconds per packet of receiving, where a thread of its own does it; not part of the rate.
+    receiving: f64,
 }
 
 /// Measures and returns the records.
@@ -114,12 +122,23 @@ impl Bench {
             .find(|thread| fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "worker"))
             .context("the daemon has a worker")?;
         pin(&thread)?;
+        let net = stack.lab.net();
+        own_receiver(&net.namespace(Node::Peer), "eth0")?;
+        let ports = [Node::Ta.gateway_port(), Node::Peer.gateway_port()];
+        for port in ports {
+            own_receiver(&net.namespace(Node::Gw), port)?;
+        }
+        pin_receivers(&[ports[0], ports[1], "eth0"], 0)?;
+        let receiver = receivers(&ports[..1])
+            .next()
+            .context("the access port has a thread")?;
         Ok(Self {
             stack,
             load: load.to_owned(),
             count,
             next: 1,
             thread,
+            receiver: PathBuf::from(format!("/proc/{receiver}")),
         })
     }
 
@@ -140,6 +159,10 @@ impl Bench {
                 .arm("other", describe(text, other))
                 .condition("bytes", format!("{bytes}, the plain IP packet"))
                 .condition("rate", "packets that arrived per second of the processor at work")
+                .condition(
+                    "counted",
+                    "threads of the program alone, in every arm; what any interface receives is a thread's of its own",
+                )
                 .condition(
                     "gateway",
                     "daemon with its TCP relay on, native XDP and AF_XDP (copy mode) on veth",
@@ -186,13 +209,15 @@ impl Bench {
 
     fn through(&mut self, index: u32, bytes: u32, suite: Option<&str>) -> Result<Sample> {
         let cmd = self.sender(index, bytes, suite)?;
-        let (before, work) = (
+        let (before, work, receiving) = (
             self.arrived(Node::Peer, "eth0")?,
             busy(std::slice::from_ref(&self.thread))?,
+            busy(std::slice::from_ref(&self.receiver))?,
         );
         let seconds = self.send(Node::Ta, &cmd)?;
         let arrived = self.settled(Node::Peer, "eth0")? - before;
         let work = busy(std::slice::from_ref(&self.thread))? - work;
+        let receiving = busy(std::slice::from_ref(&self.receiver))? - receiving;
         if arrived < self.count / 20 {
             bail!(
                 "{arrived} of {} packets arrived:\n{}\n{}",
@@ -201,7 +226,11 @@ impl Bench {
                 self.stack.cli(&["stats"])?
             );
         }
-        Ok(sample(arrived, seconds, work))
+        let sample = sample(arrived, seconds, work);
+        Ok(Sample {
+            receiving: receiving / arrived as f64,
+            ..sample
+        })
     }
 
     /// What charon at the peer seals of plain UDP packets.
@@ -318,13 +347,18 @@ fn sample(arrived: u64, seconds: f64, work: f64) -> Sample {
         rate: arrived as f64 / work,
         arrived: arrived as f64 / seconds,
         busy: work / seconds,
+        receiving: 0.0,
     }
 }
 
 fn describe(text: &str, samples: &[Sample]) -> String {
     let median = |value: fn(&Sample) -> f64| quantile(&samples.iter().map(value).collect::<Vec<_>>(), 0.5);
+    let receiving = match median(|it| it.receiving) {
+        0.0 => String::new(),
+        seconds => format!(" (and {:.0} ns receiving it, not counted)", 1e9 * seconds),
+    };
     format!(
-        "{text}: {:.0} ns of the processor per packet, {:.0} kpps arrived, {:.0} % busy",
+        "{text}: {:.0} ns of the processor per packet{receiving}, {:.0} kpps arrived, {:.0} % busy",
         1e9 / median(|it| it.rate),
         median(|it| it.arrived) / 1000.0,
         100.0 * median(|it| it.busy)

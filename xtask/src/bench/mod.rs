@@ -8,6 +8,7 @@ mod esp;
 mod gateway;
 mod ike;
 mod netns;
+mod receivers;
 pub mod tcp;
 mod terminal;
 

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
+use super::super::receivers::own_receiver;
 use super::super::{Better, Record, quantile};
 use super::Plan;
 use super::stage::{Arm, Stage};
-use super::street::{DEVICES, Helper, PORT, Street, cpu_seconds, own_receiver};
+use super::street::{DEVICES, Helper, PORT, Street, cpu_seconds};
 use crate::lab::Node;
 use crate::lab::net::EMULATOR_PORTS;
 use crate::linkem::Links;

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::super::receivers::receivers;
 use super::Plan;
 use super::stage::{Arm, Stage};
-use super::street::{cpu_seconds, receivers};
+use super::street::cpu_seconds;
 use crate::linkem::Links;
 use crate::load;
 use crate::sh::Cmd;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::super::receivers::{own_receiver, receivers};
 use crate::lab::state::{Process, wait_for};
 use crate::linkem::row::large_windows;
 use crate::proof::stack::programs;
@@ -129,20 +130,8 @@ impl Drop for Helper {
     }
 }
 
-/// Frames an interface receives are worked on by a thread of their own, whose processor time can be told: otherwise
-/// they cost whoever happens to send. The far ends of the gateway's links need it, too, or the gateway pays for what
-/// the hosts receive.
-pub(super) fn own_receiver(namespace: &str, device: &str) -> Result<()> {
-    let script = format!("echo 1 >/sys/class/net/{device}/threaded");
-    ip_args(&["netns", "exec", namespace, "sh", "-c", &script])
-}
-
 fn ip(line: &str) -> Result<()> {
     Cmd::new("ip").args(line.split_whitespace()).run()
-}
-
-fn ip_args(args: &[&str]) -> Result<()> {
-    Cmd::new("ip").args(args).run()
 }
 
 /// Processor seconds of a process and of the receiving threads of interfaces, so far.
@@ -150,22 +139,6 @@ pub(super) fn cpu_seconds(process: u32, devices: &[&str]) -> f64 {
     let process = cpu_ticks(&process.to_string()).unwrap_or(0);
     let receivers = receivers(devices).filter_map(|pid| cpu_ticks(&pid));
     (process + receivers.sum::<u64>()) as f64 / 100.0
-}
-
-/// Process ids of the receiving threads of interfaces.
-pub(super) fn receivers(devices: &[&str]) -> impl Iterator<Item = String> {
-    std::fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.parse::<u32>().is_ok())
-        .filter(|pid| {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            devices
-                .iter()
-                .any(|device| comm.trim().starts_with(&format!("napi/{device}-")))
-        })
 }
 
 /// User and system time of a process, clock ticks of 10 ms (`/proc/PID/stat`, fields 14 and 15).
