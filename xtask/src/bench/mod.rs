@@ -33,6 +33,10 @@ pub struct Args {
     /// goodput, megabyte, snoop, sharing, processor, latency, idle).
     #[arg(long, value_delimiter = ',', value_name = "PART")]
     pub only: Vec<String>,
+    /// tcp: of the goodput, measure this course only (round trip in ms, percent lost: 600.5), and print what the
+    /// gateway says of the connection once per second.
+    #[arg(long, value_name = "RTT.LOSS")]
+    pub course: Option<String>,
     /// Measure the programs as they are built, optimised or not.
     #[arg(long, hide = true)]
     pub as_built: bool,
@@ -233,6 +237,9 @@ fn run_optimised(root: &Path, args: &Args) -> Result<()> {
     command.current_dir(root).args(["bench", &args.name]);
     if !args.only.is_empty() {
         command.arg(format!("--only={}", args.only.join(",")));
+    }
+    if let Some(course) = &args.course {
+        command.arg(format!("--course={course}"));
     }
     if args.quick {
         command.arg("--quick");

@@ -262,6 +262,7 @@ fn details(flow: &FlowInfo) -> String {
         let text = side.as_ref().map_or("-".into(), |side| {
             format!(
                 "{} {}, segments of {} B\nround trip {} (least {})\nwindow {}, in flight {}, queued {}, unread {}\n\
+                 receiver's window {}, pace {}, link's own loss {:.2} %\n\
                  sent {}, received {}, {} segments out, {} in\nlost {} ({:.2} %), {} sent again, {} timeouts\n\
                  goodput {}",
                 side.state,
@@ -273,6 +274,9 @@ fn details(flow: &FlowInfo) -> String {
                 output::bytes(side.in_flight),
                 output::bytes(side.queued),
                 output::bytes(side.unread),
+                output::bytes(side.receiver_window),
+                bits(side.pace_bps),
+                side.loss_floor_percent,
                 output::bytes(side.bytes_sent),
                 output::bytes(side.bytes_received),
                 side.segments_sent,

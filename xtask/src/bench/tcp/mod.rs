@@ -49,10 +49,12 @@ struct Plan {
     /// Each measurement without impairment.
     cost: Duration,
     quick: bool,
+    /// The only course of the goodput: round trip in milliseconds and percent.
+    course: Option<(u64, u32)>,
 }
 
 impl Plan {
-    fn new(quick: bool) -> Self {
+    fn new(quick: bool, course: Option<(u64, u32)>) -> Self {
         let seconds = |a, b| (Duration::from_secs(a), Duration::from_secs(b));
         Self {
             rounds: if quick { 1 } else { 7 },
@@ -60,6 +62,7 @@ impl Plan {
             sharing: if quick { seconds(4, 14) } else { seconds(10, 60) },
             cost: Duration::from_secs(if quick { 2 } else { 5 }),
             quick,
+            course,
         }
     }
 
@@ -73,6 +76,14 @@ impl Plan {
         };
         (Duration::from_secs(seconds.0), Duration::from_secs(seconds.1))
     }
+}
+
+/// `RTT.LOSS` as two numbers.
+fn course(text: &str) -> Result<(u64, u32)> {
+    let parts = text.split_once('.');
+    parts
+        .and_then(|(rtt, percent)| Some((rtt.parse().ok()?, percent.parse().ok()?)))
+        .ok_or_else(|| Usage(format!("--course is {text:?}; expected for example 600.5")).into())
 }
 
 /// Writes the table and the picture beside the records.
@@ -99,7 +110,7 @@ pub(super) fn run(root: &Path, args: &Args) -> Result<Vec<Record>> {
         let known = known.join(", ");
         return Err(Usage(format!("--only is {wrong:?}; expected some of {known}")).into());
     }
-    let plan = Plan::new(args.quick);
+    let plan = Plan::new(args.quick, args.course.as_deref().map(course).transpose()?);
     let mut records = Vec::new();
     if PARTS.iter().any(|(name, _)| wanted(name)) {
         let stage = Stage::new(root)?;

@@ -10,6 +10,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -271,17 +272,66 @@ impl Stage {
         }
         let start = Instant::now();
         thread::sleep(limit - Duration::from_millis(500));
+        let flow = self.flow(arm)?;
+        let repeats = flow.get("terminal_side")?.get("retransmits")?.as_u64()?;
+        Some((start.elapsed(), repeats))
+    }
+
+    /// What the gateway says of the arm's newest connection.
+    fn flow(&self, arm: Arm) -> Option<Value> {
         let flows = self.stack.as_ref()?.cli(&["flow", "list"]).ok()?;
         let flows = find(&flows, "flows")?.as_array()?;
         let number = |flow: &Value, key: &str| flow.get(key).and_then(Value::as_u64);
-        let ours = flows
+        flows
             .iter()
-            .filter(|flow| number(flow, "network_port") == Some(arm.port().into()));
-        let terminal = ours
-            .min_by_key(|flow| number(flow, "age_ms"))?
-            .get("terminal_side")?;
-        Some((start.elapsed(), number(terminal, "retransmits")?))
+            .filter(|flow| number(flow, "network_port") == Some(arm.port().into()))
+            .min_by_key(|flow| number(flow, "age_ms"))
+            .cloned()
     }
+
+    /// Runs `job` and prints what the gateway says of the arm's newest connection meanwhile.
+    pub(super) fn watched<T>(&self, arm: Arm, job: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(500));
+                    if let Some(flow) = self.flow(arm) {
+                        println!("{}", told(&flow));
+                    }
+                }
+            });
+            let outcome = job();
+            over.store(true, Ordering::Relaxed);
+            outcome
+        })
+    }
+}
+
+/// A line about a connection.
+fn told(flow: &Value) -> String {
+    let number = |side: &str, key: &str| {
+        let value = flow.get(side).and_then(|side| side.get(key));
+        value.and_then(Value::as_f64).unwrap_or_default()
+    };
+    let of = |key: &str| number("terminal_side", key);
+    format!(
+        "bench: {:6.2} s: rtt {:.0} ms, window {:.0} kB, receiver's {:.0}, in flight {:.0}, queued {:.0}, unread {:.0}, \
+         pace {:.2} Mb/s, floor {:.2} %, lost {:.2} %, repeats {:.0}, timeouts {:.0}, sent {:.2} MB",
+        flow.get("age_ms").and_then(Value::as_f64).unwrap_or_default() / 1e3,
+        of("rtt_us") / 1e3,
+        of("cwnd") / 1e3,
+        of("receiver_window") / 1e3,
+        of("in_flight") / 1e3,
+        of("queued") / 1e3,
+        number("network_side", "unread") / 1e3,
+        of("pace_bps") / 1e6,
+        of("loss_floor_percent"),
+        of("loss_percent"),
+        of("retransmits"),
+        of("timeouts"),
+        of("bytes_sent") / 1e6,
+    )
 }
 
 impl Drop for Stage {

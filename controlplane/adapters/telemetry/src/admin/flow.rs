@@ -94,6 +94,15 @@ pub struct FlowSide {
     pub cwnd: u64,
     /// Bytes in flight.
     pub in_flight: u64,
+    /// Receive window this side announced last, bytes.
+    #[serde(default)]
+    pub receiver_window: u64,
+    /// Bits per second at which segments leave at most; zero while unknown.
+    #[serde(default)]
+    pub pace_bps: u64,
+    /// Loss of the link's own, as `radio` inferred it, per cent.
+    #[serde(default)]
+    pub loss_floor_percent: f64,
     /// Bytes waiting here to be sent or acknowledged.
     pub queued: u64,
     /// Bytes received from this side that the other side has not taken yet.

@@ -147,6 +147,14 @@ impl Controller {
         each!(self, inner => inner.set_mss(mss));
     }
 
+    /// Loss of the link's own, parts per million; only `radio` tells it apart.
+    pub const fn loss_floor_ppm(&self) -> u64 {
+        match self {
+            Self::Radio(radio) => radio.loss_floor_ppm(),
+            Self::Cubic(_) | Self::Bbr(_) => 0,
+        }
+    }
+
     /// What the next connection on this path should know.
     pub fn path_memory(&self) -> Option<PathMemory> {
         match self {

@@ -237,6 +237,11 @@ impl Endpoint {
         self.sent.in_flight()
     }
 
+    /// Receive window the other end announced last, bytes from the first unacknowledged one.
+    pub const fn peer_window(&self) -> u64 {
+        self.peer_window
+    }
+
     /// When a segment was last accepted.
     pub const fn last_received(&self) -> Instant {
         self.last_received

@@ -171,6 +171,12 @@ pub struct SideView {
     pub window: u64,
     /// Bytes in flight.
     pub in_flight: u64,
+    /// Receive window the other end announced last, bytes from the first one it has not acknowledged.
+    pub peer_window: u64,
+    /// Pace, bytes per second; zero while unknown.
+    pub pace: u64,
+    /// Loss of the link's own, as `radio` inferred it, parts per million.
+    pub loss_floor_ppm: u64,
     /// Bytes waiting to be sent or acknowledged.
     pub queued: usize,
     /// Bytes received that the other side has not taken.
