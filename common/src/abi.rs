@@ -146,6 +146,8 @@ pub const GLOBAL_PREFIXES4: u32 = 1 << 0;
 pub const GLOBAL_PREFIXES6: u32 = 1 << 1;
 /// [`Globals::flags`]: `GATEWAY` has entries.
 pub const GLOBAL_GATEWAY: u32 = 1 << 2;
+/// [`Globals::flags`]: some entry has [`DIVERT_TCP`].
+pub const GLOBAL_TCP: u32 = 1 << 3;
 
 /// Which side of the gateway a port faces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -217,6 +219,8 @@ pub const DIVERT_ESP: u32 = 1 << 0;
 pub const DIVERT_AH: u32 = 1 << 1;
 /// [`ProfileEntry::flags`]: an entry of `PAIRS` for terminal and peer, if there is one, replaces this one.
 pub const CONSULT_PAIRS: u32 = 1 << 2;
+/// [`ProfileEntry::flags`]: the terminal's TCP in the clear goes to user space, for the relay.
+pub const DIVERT_TCP: u32 = 1 << 3;
 
 impl ProfileEntry {
     /// The usual conditions: IKE on 500, IKE and ESP on 4500 (RFC 3948), and plain ESP and AH.

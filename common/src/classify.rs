@@ -10,8 +10,8 @@
 
 use crate::DropReason;
 use crate::abi::{
-    Address, CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, GLOBAL_GATEWAY, GatewayCondition, GatewayKey, Globals,
-    PairKey, PortInfo, ProfileEntry, Role,
+    Address, CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, DIVERT_TCP, GLOBAL_GATEWAY, GLOBAL_TCP, GatewayCondition,
+    GatewayKey, Globals, PairKey, PortInfo, ProfileEntry, Role,
 };
 use crate::counter::{DivertKind, PassReason};
 use crate::headers::{Headers, Packet, Refused, Window, parse};
@@ -114,9 +114,27 @@ pub fn classify<P: Packet + ?Sized, T: Tables>(
         Verdict::NotOurs(PassReason::Options)
     } else if headers.tags != 0 {
         Verdict::NotOurs(PassReason::Tagged)
+    } else if headers.protocol == protocol::TCP
+        && globals.flags & GLOBAL_TCP != 0
+        && let Some(verdict) = clear_tcp(headers, port, tables)
+    {
+        verdict
     } else {
         Verdict::Ordinary
     }
+}
+
+/// TCP in the clear of a terminal whose profile has it relayed. Without a process that relays it is ordinary.
+#[inline(always)]
+fn clear_tcp<T: Tables>(headers: &Headers, port: &PortInfo, tables: &T) -> Option<Verdict> {
+    let wanted = |entry: &&ProfileEntry| entry.flags & DIVERT_TCP != 0;
+    if Role::from_abi(port.role) == Role::Access
+        && let Some(entry) = effective(tables, &headers.source, &headers.destination).filter(wanted)
+    {
+        return Some(divert(DivertKind::Tcp, entry.handle, true));
+    }
+    let entry = effective(tables, &headers.destination, &headers.source).filter(wanted)?;
+    Some(divert(DivertKind::Tcp, entry.handle, false))
 }
 
 #[inline(always)]

@@ -51,6 +51,7 @@ outcomes! {
         Fragment = "fragment", "fragment that may be IPsec, or IKE, of a served terminal";
         TooBig = "too_big", "ICMP: a packet of a served terminal or its peer was too big";
         Wrapped = "wrapped", "IP-in-IP or GRE around IPsec or IKE of a served terminal";
+        Tcp = "tcp", "TCP in the clear of a terminal whose connections are relayed";
     }
 }
 
@@ -70,6 +71,7 @@ outcomes! {
         TooBig = "too_big", "larger than the egress MTU: the kernel fragments it or answers with ICMP";
         EgressNotPort = "egress_not_port", "the route leads to an interface that is not a port of the gateway";
         Mismatch = "mismatch", "maps were made by another version of the program";
+        NoRelay = "no_relay", "TCP for the relay while no process is there to relay it";
     }
 }
 

@@ -54,6 +54,16 @@ pub fn run(
     if passed_on && headers.whole && route.status as u8 == FibStatus::TooBig as u8 {
         return Outcome::Pass(PassReason::TooBig);
     }
+    // What the kernel would not forward either is not the relay's: the gateway's own connections, and what is too big.
+    let relayed = matches!(kind, DivertKind::Tcp);
+    if relayed {
+        match route.status {
+            FibStatus::Resolved | FibStatus::NoNeighbour => {}
+            FibStatus::TooBig => return Outcome::Pass(PassReason::TooBig),
+            FibStatus::EgressNotPort => return Outcome::Pass(PassReason::EgressNotPort),
+            FibStatus::NotForwarded | FibStatus::Unknown => return Outcome::Pass(PassReason::NotForwarded),
+        }
+    }
     // SAFETY: the context of the running program.
     if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(DivertMeta::LEN as i32)) } != 0 {
         return Outcome::Drop(DropReason::NoHeadroom);
@@ -82,6 +92,8 @@ pub fn run(
     }
     if tables::redirect_to_socket(port.xsk_base + queue) {
         Outcome::Divert(kind)
+    } else if relayed {
+        Outcome::Pass(PassReason::NoRelay)
     } else {
         Outcome::Drop(DropReason::NoUserSpace)
     }

@@ -9,6 +9,7 @@
 
 mod attacks;
 mod certificates;
+mod clear;
 mod ike;
 mod ipsec;
 mod keyservers;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use towpath_base::SubscriberHandle;
 use towpath_base::profile::{Condition, ConditionAddress, ServiceProfile};
 use towpath_base::selector::Prefix;
-use towpath_common::abi::{CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, ProfileEntry};
+use towpath_common::abi::{CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, DIVERT_TCP, ProfileEntry};
 use towpath_common::wire::PORT_IKE_NATT;
 
 /// A subscriber's conditions as the classifier understands them. Equal profiles compile to equal values.
@@ -20,6 +20,25 @@ pub struct CompiledProfile {
     pub pairs: Vec<(IpAddr, IpAddr, ProfileEntry)>,
     /// Gateway addresses and UDP ports whose messages are diverted.
     pub gateway: Vec<(IpAddr, u16)>,
+}
+
+impl CompiledProfile {
+    /// With the terminal's TCP in the clear diverted as well, for the relay.
+    #[must_use]
+    pub fn with_clear_tcp(mut self) -> Self {
+        let entries = self.entries.iter_mut().map(|(_, entry)| entry);
+        for entry in entries.chain(self.pairs.iter_mut().map(|(_, _, entry)| entry)) {
+            entry.flags |= DIVERT_TCP;
+        }
+        self
+    }
+
+    /// Whether TCP in the clear is diverted.
+    pub(crate) fn has_clear_tcp(&self) -> bool {
+        self.entries
+            .iter()
+            .any(|(_, entry)| entry.flags & DIVERT_TCP != 0)
+    }
 }
 
 /// Why a profile has no compiled form.
@@ -259,6 +278,19 @@ mod tests {
             (TERMINAL, PEER, [5500, 500, 4500, 0])
         );
         assert_eq!(entry.natt_to, 0b100);
+    }
+
+    #[test]
+    fn tcp_in_the_clear_is_diverted_where_it_is_asked_for() {
+        let mut profile = ServiceProfile::standard();
+        profile.to_terminal.push(condition(5500, Some(PEER)));
+        let plain = compile(SubscriberHandle(7), &profile, &[TERMINAL]).unwrap();
+        assert!(!plain.has_clear_tcp());
+        let relayed = plain.clone().with_clear_tcp();
+        assert!(relayed.has_clear_tcp());
+        let flags = |compiled: &CompiledProfile| (compiled.entries[0].1.flags, compiled.pairs[0].2.flags);
+        let (before, after) = (flags(&plain), flags(&relayed));
+        assert_eq!(after, (before.0 | DIVERT_TCP, before.1 | DIVERT_TCP));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, MapError};
 use towpath_base::selector::Prefix;
 use towpath_common::abi::{
-    ABI_VERSION, Address, GLOBAL_GATEWAY, GLOBAL_PREFIXES4, GLOBAL_PREFIXES6, GatewayCondition, GatewayKey,
-    Globals, Key4, PairKey, ProfileEntry, map,
+    ABI_VERSION, Address, GLOBAL_GATEWAY, GLOBAL_PREFIXES4, GLOBAL_PREFIXES6, GLOBAL_TCP, GatewayCondition,
+    GatewayKey, Globals, Key4, PairKey, ProfileEntry, map,
 };
 
 use crate::raw::{Raw, open};
@@ -90,6 +90,9 @@ impl ProfileMaps {
             self.gateway
                 .insert(Raw(gateway_key(*address, *port)), Raw(condition), 0)
                 .map_err(Error::map(map::GATEWAY))?;
+        }
+        if profile.has_clear_tcp() {
+            self.set_flag(GLOBAL_TCP)?;
         }
         self.update_flags()
     }
@@ -326,6 +329,17 @@ impl ProfileMaps {
         Ok(())
     }
 
+    fn set_flag(&mut self, flag: u32) -> Result<(), Error> {
+        let mut globals = self.globals()?;
+        if globals.flags & flag != 0 {
+            return Ok(());
+        }
+        globals.flags |= flag;
+        self.globals
+            .set(0, Raw(globals), 0)
+            .map_err(Error::map(map::GLOBALS))
+    }
+
     /// Tells the program which maps are worth a look-up.
     fn update_flags(&mut self) -> Result<(), Error> {
         let mut globals = self.globals()?;
@@ -336,7 +350,13 @@ impl ProfileMaps {
         ];
         let flags = present
             .iter()
-            .fold(0, |flags, (bit, set)| if *set { flags | bit } else { flags });
+            // No count of those with TCP is kept: once there was one, the question is asked.
+            .fold(
+                globals.flags & GLOBAL_TCP,
+                |flags, (bit, set)| {
+                    if *set { flags | bit } else { flags }
+                },
+            );
         if flags != globals.flags {
             globals.flags = flags;
             self.globals

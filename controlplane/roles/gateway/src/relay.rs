@@ -12,6 +12,8 @@
 //! Between two terminals of this gateway both pairs see a connection. The pair whose terminal has the smaller
 //! address relays it, the other one passes, and both sides are radio (T20).
 
+mod clear;
+mod look;
 mod orphans;
 mod snooped;
 mod wraps;
@@ -26,15 +28,18 @@ use towpath_base::{Instant, SubscriberHandle};
 use towpath_ipsec::wrapped::Wrap;
 use towpath_tcp::packet::TcpPacket;
 use towpath_tcp::relay::rules::{Action, Class, Rules, Treatment};
-use towpath_tcp::relay::snoop::{ReplayPosition, SnoopStats, SnoopView};
-use towpath_tcp::relay::split::{Opening, OpeningSide, SideView, SplitConfig, SplitRelay, SplitStats};
+use towpath_tcp::relay::snoop::ReplayPosition;
+use towpath_tcp::relay::split::{Opening, OpeningSide, SplitConfig, SplitRelay};
 use towpath_tcp::relay::{FlowKey, Side, Verdict};
 use towpath_tcp::segment::Flags;
 use towpath_tcp::{Algorithm, IsnSecret};
 
+use clear::Clear;
 use orphans::Orphans;
 use snooped::Snooped;
 use wraps::Wraps;
+
+pub use look::{FlowView, RelayTotals};
 
 /// Connections outlive the last SA of their pair by this long: the next SA may be under way.
 const ORPHAN: Duration = Duration::from_secs(60);
@@ -131,13 +136,20 @@ struct Pair {
     to_network: Option<(Instant, Egress)>,
     /// What was last around packets to the terminal and to the network: see [`Relay::around`].
     around: [Option<Box<(Instant, Wrap)>>; 2],
-    /// When the last SA went.
+    /// No SA is between these two: TCP in the clear. See [`clear`].
+    clear: bool,
+    /// When the last SA went, or the last connection in the clear.
     empty_since: Option<Instant>,
     /// Some connection could be treated: TCP is looked at. Never taken back while the pair lives.
     looked_at: bool,
 }
 
 impl Pair {
+    /// How far the gateway may go with what [`Relay::input`] is shown.
+    const fn class(&self) -> Class {
+        if self.clear { Class::Clear } else { Class::Full }
+    }
+
     fn is_relayed(&self) -> bool {
         self.carriers
             .last()
@@ -171,52 +183,8 @@ pub(crate) struct Spoken {
     pub(crate) pair: usize,
     /// Its length in the buffer, bytes.
     pub(crate) len: usize,
-    /// It is the peer's own ESP packet, not to be sealed.
-    pub(crate) sealed: bool,
-}
-
-/// One connection, for people to look at.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FlowView {
-    /// Addresses and ports.
-    pub key: FlowKey,
-    /// Whose.
-    pub subscriber: SubscriberHandle,
-    /// Outer address of the peer: its own, or its security gateway's.
-    pub peer: IpAddr,
-    /// Who opened it, and how long ago; not known of snooped connections.
-    pub opener: Option<Side>,
-    /// Since when.
-    pub age: Duration,
-    /// Bytes of memory it takes, buffers not counted.
-    pub memory: usize,
-    /// Towards the terminal; absent while that side does not exist yet.
-    pub terminal: Option<SideView>,
-    /// Towards the network.
-    pub network: Option<SideView>,
-    /// What Snoop knows; absent for split connections.
-    pub snoop: Option<SnoopView>,
-}
-
-/// Numbers of the relay as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RelayTotals {
-    /// Connections at present.
-    pub flows: usize,
-    /// Of these, not open yet.
-    pub half_open: usize,
-    /// Bytes in all buffers.
-    pub buffered: usize,
-    /// What happened so far.
-    pub split: SplitStats,
-    /// Snooped connections at present.
-    pub snooped: usize,
-    /// Bytes in their caches.
-    pub cached: usize,
-    /// What happened to them so far.
-    pub snoop: SnoopStats,
-    /// Connections of a former relay that were reset.
-    pub orphans: u64,
+    /// Not to be sealed: it is the peer's own ESP packet, or belongs in the clear.
+    pub(crate) as_is: bool,
 }
 
 /// The relay of one worker.
@@ -229,6 +197,7 @@ pub(crate) struct Relay {
     wraps: Wraps,
     pairs: Slab<Pair>,
     by_address: HashMap<(IpAddr, IpAddr), usize>,
+    clear: Clear,
     rules: HashMap<SubscriberHandle, Arc<Rules>>,
     config: RelayConfig,
 }
@@ -243,6 +212,7 @@ impl Relay {
             wraps: Wraps::default(),
             pairs: Slab::new(),
             by_address: HashMap::new(),
+            clear: Clear::default(),
             rules: HashMap::new(),
             config,
         }
@@ -295,6 +265,7 @@ impl Relay {
                 to_terminal: None,
                 to_network: None,
                 around: [None, None],
+                clear: false,
                 empty_since: None,
                 looked_at: false,
             })
@@ -393,10 +364,12 @@ impl Relay {
         let Some(pair) = pairs.get(pair_index) else {
             return Fate::Onward;
         };
+        let class = pair.class();
         // Only asked of what is not a connection yet, or not the relay's.
         let twin = || {
             by_address
                 .get(&(pair.remote, pair.local))
+                .filter(|_| !pair.clear)
                 .and_then(|index| pairs.get(*index))
                 .filter(|twin| twin.is_relayed())
         };
@@ -406,7 +379,7 @@ impl Relay {
                 return None;
             }
             let rules = rules.get(&pair.subscriber).unwrap_or(&config.rules);
-            let action = rules.decide(key, from, Class::Full);
+            let action = rules.decide(key, from, class);
             match action.treatment {
                 Treatment::Split => Some(opening(&config.split, &action, twin.is_some(), room(is_v4(key)))),
                 Treatment::Snoop => {
@@ -419,11 +392,11 @@ impl Relay {
         match split.handle_tagged(now, from, packet, pair_index as u64, admit) {
             Verdict::Consumed => Fate::Taken,
             Verdict::Pass | Verdict::PassChanged(_) => {
-                if let Ok(tcp) = TcpPacket::parse(packet) {
+                // In the clear anybody could make them look like orphans.
+                if let Some(Ok(tcp)) = (!pair.clear).then(|| TcpPacket::parse(packet)) {
                     let key = FlowKey::of(from, &tcp);
                     let rules = rules.get(&pair.subscriber).unwrap_or(&config.rules);
-                    let splits =
-                        |opener| rules.decide(&key, opener, Class::Full).treatment == Treatment::Split;
+                    let splits = |opener| rules.decide(&key, opener, class).treatment == Treatment::Split;
                     let owner = twin().is_none_or(|twin| pair.local < twin.local);
                     if owner && Side::BOTH.into_iter().all(splits) {
                         orphans.note(now, pair_index, from, &tcp);
@@ -471,8 +444,9 @@ impl Relay {
     /// The relay's next packet, written into `out`.
     pub(crate) fn speak(&mut self, now: Instant, out: &mut [u8]) -> Option<Spoken> {
         if !self.snooped.is_empty()
-            && let Some(repeat) = self.snooped.speak(now, out)
+            && let Some(mut repeat) = self.snooped.speak(now, out)
         {
+            repeat.as_is |= self.is_clear(repeat.pair);
             return Some(repeat);
         }
         if let Some(reset) = self.orphans.take() {
@@ -482,15 +456,16 @@ impl Relay {
                 to: reset.to,
                 pair: reset.pair,
                 len: reset.packet.len(),
-                sealed: false,
+                as_is: false,
             });
         }
         let transmit = self.split.poll_transmit(now, out)?;
+        let pair = usize::try_from(transmit.tag).unwrap_or(usize::MAX);
         Some(Spoken {
             to: transmit.to,
-            pair: usize::try_from(transmit.tag).unwrap_or(usize::MAX),
+            pair,
             len: transmit.len,
-            sealed: false,
+            as_is: self.is_clear(pair),
         })
     }
 
@@ -550,10 +525,16 @@ impl Relay {
             snooped,
             pairs,
             by_address,
+            clear,
             ..
         } = self;
+        let helped = clear.helped(snooped);
         pairs.retain(|index, pair| {
             if !pair.carriers.is_empty() {
+                return true;
+            }
+            if pair.clear && (split.has_tagged(index as u64) || helped.contains(&index)) {
+                pair.empty_since = None;
                 return true;
             }
             let since = *pair.empty_since.get_or_insert(now);
@@ -562,59 +543,13 @@ impl Relay {
             }
             split.remove_tagged(index as u64);
             snooped.remove_pair(index);
-            by_address.remove(&(pair.local, pair.remote));
+            if pair.clear {
+                clear.forget(pair.local, pair.remote);
+            } else {
+                by_address.remove(&(pair.local, pair.remote));
+            }
             false
         });
-    }
-
-    // -- looking --------------------------------------------------------------------------------------
-
-    /// At most `limit` connections.
-    pub(crate) fn flows(&self, now: Instant, limit: usize) -> Vec<FlowView> {
-        let view = |key: &FlowKey| {
-            let (tag, opener, age) = self.split.origin(now, key)?;
-            let pair = self.pairs.get(usize::try_from(tag).ok()?)?;
-            Some(FlowView {
-                key: *key,
-                subscriber: pair.subscriber,
-                peer: pair.remote,
-                opener: Some(opener),
-                age,
-                memory: self.split.memory(key).unwrap_or(0),
-                terminal: self.split.view(key, Side::Terminal),
-                network: self.split.view(key, Side::Network),
-                snoop: None,
-            })
-        };
-        let snooped = self.snooped.views().filter_map(|(key, pair, snoop)| {
-            let pair = self.pairs.get(pair)?;
-            Some(FlowView {
-                key: *key,
-                subscriber: pair.subscriber,
-                peer: pair.remote,
-                opener: None,
-                age: Duration::ZERO,
-                memory: snoop.cached,
-                terminal: None,
-                network: None,
-                snoop: Some(snoop),
-            })
-        });
-        let split = self.split.flows().take(limit).filter_map(view);
-        split.chain(snooped).take(limit).collect()
-    }
-
-    pub(crate) fn totals(&self) -> RelayTotals {
-        RelayTotals {
-            flows: self.split.len(),
-            half_open: self.split.half_open(),
-            buffered: self.split.buffered(),
-            split: *self.split.stats(),
-            snooped: self.snooped.sizes().0,
-            cached: self.snooped.sizes().1,
-            snoop: self.snooped.stats(),
-            orphans: self.orphans.resets(),
-        }
     }
 }
 

@@ -97,7 +97,7 @@ pub(crate) enum Action {
     Pass,
 }
 
-/// Which connections by class of their SA.
+/// Which connections by class of their SA, or by having none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Class {
@@ -105,6 +105,8 @@ pub(crate) enum Class {
     Full,
     /// It may look.
     Inspect,
+    /// No SA: TCP in the clear.
+    Clear,
 }
 
 /// Who opened a connection.

@@ -295,6 +295,7 @@ impl Daemon {
     /// Brings the classifier's maps in line with the subscriber's profile and addresses.
     fn serve(&mut self, subscriber: &Subscriber, addresses: &[IpAddr]) {
         let rules = super::relay::rules_of(&self.config.relay, subscriber);
+        let clear = super::relay::wants_clear(&self.config.relay, rules.as_deref());
         self.worker.set_rules(subscriber.handle, rules);
         let compiled = if addresses.is_empty() {
             towpath_bpf::compile(
@@ -305,6 +306,13 @@ impl Daemon {
         } else {
             towpath_bpf::compile(subscriber.handle, &subscriber.profile, addresses)
         };
+        let compiled = compiled.map(|compiled| {
+            if clear {
+                compiled.with_clear_tcp()
+            } else {
+                compiled
+            }
+        });
         let maps = self.dataplane.profiles();
         let written = compiled.map_err(|error| error.to_string()).and_then(|new| {
             match self.compiled.get(&subscriber.handle) {

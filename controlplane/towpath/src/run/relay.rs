@@ -52,6 +52,14 @@ pub(super) fn rules_of(relay: &Relay, subscriber: &Subscriber) -> Option<Arc<Rul
         .then(|| Arc::new(rules(relay, Some(subscriber))))
 }
 
+/// Whether a rule treats a subscriber's TCP in the clear.
+pub(super) fn wants_clear(relay: &Relay, own: Option<&Rules>) -> bool {
+    match own {
+        Some(own) => own.may_treat(Class::Clear),
+        None => rules(relay, None).may_treat(Class::Clear),
+    }
+}
+
 fn names(rule: &relay::Rule, subscriber: &Subscriber) -> bool {
     rule.profile.as_ref() == Some(&subscriber.name)
         && rule
@@ -76,6 +84,7 @@ fn rule(rule: &relay::Rule) -> Rule {
         class: rule.class.map(|class| match class {
             relay::Class::Full => Class::Full,
             relay::Class::Inspect => Class::Inspect,
+            relay::Class::Clear => Class::Clear,
         }),
         opener: rule.direction.map(|opener| match opener {
             relay::Opener::FromTerminal => Side::Terminal,

@@ -29,6 +29,8 @@ pub enum Class {
     Inspect,
     /// It may look and write.
     Full,
+    /// There is no SA: TCP in the clear. Only rules that name this class treat it.
+    Clear,
 }
 
 /// A rule; every condition that is set must hold.
@@ -100,13 +102,13 @@ impl Rules {
             .rules
             .iter()
             .find(|rule| {
-                rule.class.is_none_or(|only| only == class)
+                rule.class.map_or(class != Class::Clear, |only| only == class)
                     && rule.opener.is_none_or(|side| side == opener)
                     && rule.network.is_none_or(|prefix| prefix.contains(key.network.0))
                     && holds(&rule.network_port, key.network.1)
                     && holds(&rule.terminal_port, key.terminal.1)
             })
-            .map_or(self.default, |rule| rule.action);
+            .map_or(self.default_of(class), |rule| rule.action);
         let treatment = match (wanted.treatment, class) {
             (_, Class::None) => Treatment::Pass,
             (Treatment::Split, Class::Inspect) => Treatment::Snoop,
@@ -115,10 +117,19 @@ impl Rules {
         Action { treatment, ..wanted }
     }
 
+    const fn default_of(&self, class: Class) -> Action {
+        match class {
+            Class::Clear => Action::of(Treatment::Pass),
+            Class::None | Class::Inspect | Class::Full => self.default,
+        }
+    }
+
     /// Whether any connection could ever be treated on an SA of `class`.
     pub fn may_treat(&self, class: Class) -> bool {
         let treats = |action: &Action| action.treatment != Treatment::Pass;
-        class != Class::None && (treats(&self.default) || self.rules.iter().any(|rule| treats(&rule.action)))
+        let may = |rule: &Rule| class != Class::Clear || rule.class == Some(Class::Clear);
+        let mut rules = self.rules.iter().filter(|rule| may(rule));
+        class != Class::None && (treats(&self.default_of(class)) || rules.any(|rule| treats(&rule.action)))
     }
 }
 
@@ -165,6 +176,13 @@ mod tests {
         ];
         assert_eq!(decide(&rules, Side::Network, Class::Full), Treatment::Snoop);
         assert!(rules.may_treat(Class::Full) && !rules.may_treat(Class::None));
+        // What is in no SA is asked for by name, or left alone.
+        assert_eq!(decide(&rules, Side::Network, Class::Clear), Treatment::Pass);
+        assert!(!rules.may_treat(Class::Clear));
+        rules.rules[1].class = Some(Class::Clear);
+        assert_eq!(decide(&rules, Side::Network, Class::Clear), Treatment::Snoop);
+        assert_eq!(decide(&rules, Side::Network, Class::Full), Treatment::Split);
+        assert!(rules.may_treat(Class::Clear));
         rules.rules.clear();
         rules.default = Action::of(Treatment::Pass);
         assert!(!rules.may_treat(Class::Full));

@@ -16,7 +16,7 @@ use towpath_tcp::relay::rules::Rules;
 
 use super::outside::{self, Cut};
 use super::watch::{Watch, Whose};
-use super::{Datapath, Departure, Passage, SaKey, Suites, tell_limit};
+use super::{Arrival, Datapath, Departure, Disposition, Passage, SaKey, Suites, tell_limit};
 use crate::relay::{Egress, Fate, FlowView, Relay, RelayTotals, Room, Spoken};
 
 /// Longest ESP trailer: padding, pad length, next header, ICV, bytes.
@@ -41,8 +41,8 @@ impl<P: Suites> Datapath<P> {
         if packet.strip_back(room.checked_sub(spoken.len)?).is_none() {
             return Some(Err(DropReason::NoHeadroom));
         }
-        if spoken.sealed {
-            // The peer's own packet once more, bit for bit.
+        if spoken.as_is {
+            // The peer's own packet once more, bit for bit, or one in the clear.
             let egress = relay.egress(now, spoken.pair, spoken.to);
             return Some(Ok(Departure { egress }));
         }
@@ -150,6 +150,31 @@ impl<P: Suites> Datapath<P> {
             cut.first(packet, path, egress)?;
         }
         Ok(Departure { egress })
+    }
+
+    /// Shows the relay a TCP packet in the clear of the terminal of `subscriber`, which sent it or is its destination;
+    /// `packet` starts at the IP header, and may have been changed when it goes on.
+    pub fn process_clear(
+        &mut self,
+        now: Instant,
+        arrival: Arrival,
+        subscriber: SubscriberHandle,
+        from_terminal: bool,
+        packet: &mut [u8],
+    ) -> Disposition {
+        let Some(relay) = &mut self.relay else {
+            return Disposition::Forward;
+        };
+        let from = if from_terminal {
+            Side::Terminal
+        } else {
+            Side::Network
+        };
+        match relay.input_clear(now, subscriber, from, arrival.egress, packet) {
+            Fate::Taken => Disposition::Taken,
+            Fate::Onward => Disposition::Forward,
+            Fate::Broken => Disposition::Drop(DropReason::RelayMalformed),
+        }
     }
 
     /// When [`Datapath::handle_timeout`] wants to be called.

@@ -53,7 +53,12 @@ impl Snooped {
 
     /// A connection of `pair` begins that a rule wants snooped.
     pub(super) fn begin(&mut self, key: FlowKey, pair: usize, inspected: bool) {
-        if self.places.len() < MAX_FLOWS || self.places.contains_key(&key) {
+        // A connection belongs to the path of its first SYN: another path cannot take it over.
+        let free = match self.places.get(&key) {
+            Some(place) => place.pair == pair,
+            None => self.places.len() < MAX_FLOWS,
+        };
+        if free {
             self.places.insert(key, Place { pair, inspected });
         }
     }
@@ -132,7 +137,7 @@ impl Snooped {
                     to: Side::Terminal,
                     pair: place.pair,
                     len: bytes.len(),
-                    sealed,
+                    as_is: sealed,
                 });
             }
         }
@@ -190,6 +195,11 @@ impl Snooped {
             };
             Some((key, place.pair, relay.view(key)?))
         })
+    }
+
+    /// The pair of each connection.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = usize> {
+        self.places.values().map(|place| place.pair)
     }
 
     /// Connections, and bytes cached.

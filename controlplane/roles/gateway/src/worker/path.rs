@@ -44,6 +44,7 @@ impl<P: Suites, R: Rng> Path<P, R> {
                 return;
             }
             DivertKind::Esp | DivertKind::NattEsp | DivertKind::Ah => self.protect(now, &meta, &mut frame),
+            DivertKind::Tcp => self.clear(now, &meta, &mut frame),
             DivertKind::NattKeepalive | DivertKind::Fragment | DivertKind::TooBig | DivertKind::Wrapped => {
                 self.beside(now, &meta, kind, &mut frame)
             }
@@ -176,6 +177,22 @@ impl<P: Suites, R: Rng> Path<P, R> {
         frame.edit(|packet| {
             packet.strip_front(l3(meta)).ok_or(DropReason::Truncated)?;
             Ok(datapath.process(now, arrival, packet, rng))
+        })
+    }
+
+    /// Takes the link header off and shows the packet to the relay.
+    fn clear(
+        &mut self,
+        now: Instant,
+        meta: &DivertMeta,
+        frame: &mut Frame,
+    ) -> Result<Disposition, DropReason> {
+        let Self { datapath, .. } = self;
+        let subscriber = SubscriberHandle(meta.handle.get());
+        frame.edit(|packet| {
+            packet.strip_front(l3(meta)).ok_or(DropReason::Truncated)?;
+            let (arrival, from_terminal) = (arrival(meta), meta.from_terminal());
+            Ok(datapath.process_clear(now, arrival, subscriber, from_terminal, packet.bytes_mut()))
         })
     }
 

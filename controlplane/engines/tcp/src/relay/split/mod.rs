@@ -519,6 +519,11 @@ impl SplitRelay {
         true
     }
 
+    /// Whether any connection is of the path `tag`.
+    pub fn has_tagged(&self, tag: u64) -> bool {
+        self.tagged.contains_key(&tag)
+    }
+
     /// Forgets every connection of `tag`: their path is gone. Returns how many there were.
     pub fn remove_tagged(&mut self, tag: u64) -> usize {
         if !self.tagged.contains_key(&tag) {
