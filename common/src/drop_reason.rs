@@ -88,6 +88,7 @@ drop_reasons! {
     IcmpNotOurs = "icmp_not_ours", "ICMP error that quotes nothing this SA may have sent";
     NatKeepalive = "nat_keepalive", "NAT keep-alive (RFC 3948 2.3) of an SA the gateway keeps alive itself, no loss";
     NoKeyserver = "no_keyserver", "no keyserver is reached: whoever sent the message repeats it";
+    PolicyNoSa = "policy_no_sa", "security policy names SAs, and none of them can carry the packet";
 }
 
 #[cfg(test)]

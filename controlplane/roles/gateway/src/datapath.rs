@@ -15,10 +15,11 @@ mod installed;
 mod outside;
 mod places;
 mod relayed;
+mod steered;
 mod watch;
 mod wrapped;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use towpath_base::crypto::{
@@ -120,6 +121,8 @@ pub struct StoredStart {
     pub to_terminal: SharedStart,
     /// Packets the replay windows cover; the engine's choice when absent.
     pub replay_window: Option<u16>,
+    /// The number policies name the SA by; 0 is none.
+    pub number: u64,
 }
 
 /// Notices kept between two calls of [`Datapath::drain_notices`]; more are lost, and come again.
@@ -191,6 +194,8 @@ pub struct Datapath<P: Suites> {
     entries: Places<Entry<P::Transform, P::Icv, P::Decryptor>>,
     to_peer: Table<(IpAddr, IpAddr, Spi)>,
     to_terminal: Table<(IpAddr, Spi)>,
+    /// Slots of the SAs that policies can name.
+    by_number: HashMap<u64, usize>,
     notices: Vec<Notice>,
     limit: usize,
     /// The half of an SA to ask for while a packet is between opening and sealing; see [`Datapath::expect`].
@@ -226,6 +231,7 @@ impl<P: Suites> Datapath<P> {
             entries: Places::new(limit),
             to_peer: Table::default(),
             to_terminal: Table::default(),
+            by_number: HashMap::new(),
             notices: Vec::with_capacity(MAX_NOTICES),
             limit,
             later: None,
@@ -293,6 +299,9 @@ impl<P: Suites> Datapath<P> {
         if let (Some(relay), Some(entry)) = (&mut self.relay, self.entries.get_mut(slot)) {
             entry.pair = Some(relay.add_sa(sa.subscriber, sa.local, sa.remote, slot, made.class));
         }
+        if let Some(number) = start.map(|start| start.number).filter(|number| *number != 0) {
+            self.by_number.insert(number, slot);
+        }
         self.to_peer.insert((sa.local, sa.remote, sa.spi_out), slot);
         self.to_terminal.insert((sa.local, sa.spi_in), slot);
         Ok(())
@@ -312,6 +321,7 @@ impl<P: Suites> Datapath<P> {
     pub fn remove(&mut self, key: &SaKey) -> Option<SaCounters> {
         let slot = self.to_peer.remove(&(key.local, key.remote, key.spi_out))?;
         self.to_terminal.remove(&(key.local, key.spi_in));
+        self.by_number.retain(|_, of| *of != slot);
         let (pair, counters) = self.entries.remove(slot, |entry| (entry.pair, entry.counters))?;
         if let (Some(relay), Some(pair)) = (&mut self.relay, pair) {
             relay.remove_sa(pair, slot);
@@ -392,9 +402,11 @@ impl<P: Suites> Datapath<P> {
         rng: &mut impl Rng,
     ) -> Disposition {
         match self.bridge_packet(now, arrival, packet, rng) {
-            Ok(Passage::Onward) => Disposition::Forward,
+            Ok(Passage::Onward | Passage::Steered) => Disposition::Forward,
             Ok(Passage::Taken) => Disposition::Taken,
             Ok(Passage::Queued) => Disposition::Queued,
+            // Nothing leaves open.
+            Ok(Passage::Open) => Disposition::Drop(DropReason::PolicyNoSa),
             Err(reason) => Disposition::Drop(reason),
         }
     }
@@ -411,12 +423,16 @@ impl<P: Suites> Datapath<P> {
             destination,
             spi,
         } = Outside::of(packet.bytes())?;
+        let mut spi = spi;
         if arrival.from_access {
             match self.to_peer.get(&(source, destination, spi)) {
                 Some(slot) => {
                     let passage = self.through(slot, Side::Terminal, now, arrival.egress, packet, rng)?;
-                    if passage != Passage::Onward {
-                        return Ok(passage);
+                    match passage {
+                        Passage::Onward => {}
+                        // By another SA of the pair than it came.
+                        Passage::Steered => spi = Outside::of(packet.bytes())?.spi,
+                        Passage::Taken | Passage::Queued | Passage::Open => return Ok(passage),
                     }
                 }
                 None => tell(&mut self.notices, Notice::UnknownSa { terminal: source }),
@@ -512,6 +528,10 @@ impl<P: Suites> Datapath<P> {
         if entry.asked.is_some() {
             ask(&mut self.notices, entry);
         }
+        if passage == Ok(Passage::Open) {
+            passage = self.steer(slot, from, now, egress, packet, rng);
+        }
+        let entry = self.entries.get_mut(slot).ok_or(DropReason::EspUnknownSpi)?;
         let passage = passage.inspect_err(|_| entry.counters.refused += 1)?;
         if passage == Passage::Onward {
             self.watch.sealed(&entry.key, from, false, packet.bytes());
@@ -535,6 +555,10 @@ impl<P: Suites> Datapath<P> {
 enum Passage {
     /// Sealed for the next segment.
     Onward,
+    /// Open still: a policy names the SAs that may seal it.
+    Open,
+    /// Sealed for the next segment, by another SA than it came by.
+    Steered,
     /// The relay has it.
     Taken,
     /// It is among the extra packets, or one that answers it.

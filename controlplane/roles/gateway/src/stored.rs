@@ -337,6 +337,7 @@ impl Stored {
                 to_peer: self.start(&peer, proof_needed)?,
                 to_terminal: self.start(&terminal, proof_needed)?,
                 replay_window: Some(sa.replay_window),
+                number: sa.id,
             },
         };
         Ok(Installation {

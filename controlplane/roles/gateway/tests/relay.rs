@@ -12,15 +12,18 @@ use std::time::Duration;
 
 use towpath_base::crypto::Rng;
 use towpath_base::packet::PacketBuf;
+use towpath_base::policy::{Policy, PolicyAction, PolicySelector};
 use towpath_base::sa::{ChildSa, EspSuite, Lifetime, Mode, Selectors, UdpEncap};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::testutil::esp_keys as keys;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_common::wire::checksum;
 use towpath_fabric::{GatewayKeys, GatewaySa, InspectKeys};
-use towpath_gateway::datapath::{Arrival, Datapath, Disposition, SaKey};
+use towpath_gateway::datapath::{Arrival, Datapath, Disposition, SaKey, StoredStart};
 use towpath_gateway::relay::{Egress, RelayConfig};
+use towpath_ipsec::shared::SharedStart;
 use towpath_ipsec::soft::{SoftEsp, SoftTransform};
+use towpath_ipsec::spd::Spd;
 use towpath_ipsec::{InboundSa, OutboundSa, locate, wrapped};
 use towpath_tcp::packet::{IpHeader, TcpPacket};
 use towpath_tcp::relay::rules::{Action, Rules, Treatment};
@@ -918,6 +921,71 @@ fn a_router_s_too_big_reaches_the_connections_that_are_open() {
             took < Duration::from_secs(2),
             "v6={v6}: {took:?}, {}",
             world.story()
+        );
+    }
+}
+
+#[test]
+fn a_relayed_connection_leaves_by_the_sa_its_policy_names() {
+    for v6 in [false, true] {
+        let mut world = World::new(Shape { v6, ..PLAIN }, RelayConfig::default());
+        let [terminal, peer] = addresses(v6);
+        // Another suite: its packets are longer, which the connection did not reckon with.
+        let shape = Shape {
+            v6,
+            suite: EspSuite::Aes256CbcSha512,
+            ..PLAIN
+        };
+        let named = child(terminal, peer, 0x3000, 70, shape);
+        let start = SharedStart {
+            limit: 1 << 32,
+            ..SharedStart::default()
+        };
+        let start = StoredStart {
+            to_peer: start,
+            to_terminal: start,
+            number: 9,
+            ..StoredStart::default()
+        };
+        world
+            .path
+            .install_stored(world.now, &full(&named, 80), &start)
+            .unwrap();
+        // The ends send by the other SA, and know this one for what comes.
+        for (end, sa) in [(0, segment(&named, 80)), (1, named.mirrored())] {
+            world.ends[end].inbound = vec![InboundSa::new(&SoftEsp, world.now, &sa).unwrap()];
+        }
+        let mut policies = Spd::new(4, 16, 1);
+        let policy = Policy {
+            id: 1,
+            order: 1,
+            name: String::new(),
+            selector: PolicySelector {
+                protocol: Some(6),
+                ..PolicySelector::default()
+            },
+            action: PolicyAction::Protect {
+                sas: vec![9],
+                class: None,
+            },
+        };
+        policies.insert(policy).unwrap();
+        world.path.set_policies(Box::new(policies));
+        world.load(200_000);
+        world.narrowest = 1500;
+        world.run_until(Duration::from_secs(60), World::has_everything);
+        world.check();
+        // The first long segments find out that they are too long; the connection then makes them shorter.
+        let too_long = |reason: &DropReason| *reason == DropReason::TooBig;
+        assert!(
+            world.drops.iter().all(too_long) && world.drops.len() <= 8,
+            "{:?}",
+            world.drops
+        );
+        assert!(
+            world.relayed > 200 && world.longest[1] <= 1500,
+            "{:?}",
+            world.longest
         );
     }
 }

@@ -15,6 +15,7 @@ use towpath_tcp::relay::Side;
 use towpath_tcp::relay::rules::Rules;
 
 use super::outside::{self, Cut};
+use super::steered;
 use super::watch::{Watch, Whose};
 use super::{Arrival, Datapath, Departure, Disposition, Passage, SaKey, Suites, tell_limit};
 use crate::relay::{Egress, Fate, FlowView, Relay, RelayTotals, Room, Spoken};
@@ -97,10 +98,28 @@ impl<P: Suites> Datapath<P> {
             .carrier(spoken.pair, spoken.to, own)
             .or_else(|| relay.carrier(spoken.pair, spoken.to, fits))
             .ok_or(DropReason::RelayNoSa)?;
+        // A policy may name others.
+        let usual = entries.get(slot).ok_or(DropReason::RelayNoSa)?;
+        let usable = |slot: &usize| {
+            let entry = entries.get(*slot);
+            fits(*slot) && entry.is_some_and(|entry| entry.pair == Some(spoken.pair))
+        };
+        let named = steered::chosen(
+            &mut self.watch,
+            &self.by_number,
+            usual,
+            &flow,
+            packet.bytes(),
+            usable,
+        )?;
+        let elsewhere = named.is_some_and(|named| named != slot);
+        let slot = named.unwrap_or(slot);
         let egress = relay.egress(now, spoken.pair, spoken.to);
         let entry = entries.get_mut(slot).ok_or(DropReason::RelayNoSa)?;
         let bridge = entry.bridge.as_mut().ok_or(DropReason::RelayNoSa)?;
-        if around != 0 {
+        let mut long = None;
+        // Its connection reckoned with nothing around it, and with the SA its packets come by.
+        if around != 0 || elsewhere {
             let mtus = relay.mtus();
             let mtu = if to_peer { mtus.network } else { mtus.terminal };
             let mtu = mtu.saturating_sub(around);
@@ -108,6 +127,7 @@ impl<P: Suites> Datapath<P> {
             if packet.len() > fitting.into() {
                 let own = packet.bytes().get(inner.into()..).unwrap_or_default();
                 relay.narrow(now, spoken.to, own, fitting.saturating_sub(inner));
+                long = Some(mtu);
             }
         }
         let pieces = match bridge.seal(to_peer, now, packet, rng) {
@@ -122,7 +142,7 @@ impl<P: Suites> Datapath<P> {
                 bridge.seal_whole(to_peer, now, packet, rng)?;
                 path
             }
-            sealed => sealed.map(|_| None)?,
+            sealed => sealed.map(|_| long)?,
         };
         if let Some(quiet) = entry.quiet.as_mut().filter(|_| to_peer) {
             quiet.since = now;
@@ -233,7 +253,7 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
 ) -> Result<Passage, DropReason> {
     let to_peer = place.from == Side::Terminal;
     let opened = bridge.open(to_peer, now, packet)?;
-    let may_relay = watch.plain(
+    let verdict = watch.plain(
         &place.key,
         place.whose,
         place.from,
@@ -244,7 +264,7 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
     if let Some((relay, pair)) = relay {
         relay.note(now, pair, place.slot, place.from, place.egress);
         let tcp = opened.flow.protocol == protocol::TCP;
-        if may_relay && (tcp || wrapped::may_be(opened.flow.protocol)) {
+        if verdict.relay && (tcp || wrapped::may_be(opened.flow.protocol)) {
             let mtus = relay.mtus();
             let beside = relay.overhead(pair);
             let room = |v4| Room {
@@ -262,6 +282,9 @@ pub(super) fn opened<T: EspTransform, I: IcvTransform>(
                 Fate::Broken => return Err(DropReason::RelayMalformed),
             }
         }
+    }
+    if verdict.steer {
+        return Ok(Passage::Open);
     }
     match bridge.seal(to_peer, now, packet, rng) {
         Ok(_) => Ok(Passage::Onward),

@@ -82,6 +82,26 @@ impl Whose {
         let user = u32::try_from(subscriber.0).ok().filter(|user| *user != 0);
         Self { user, level }
     }
+
+    /// What policies are asked. TOS, traffic class and flow label are the packet's; its flow was found when it was opened.
+    fn query(self, protocol: IpsecProtocol, flow: &Flow, packet: &[u8]) -> Result<Query, DropReason> {
+        Ok(Query {
+            flow: *flow,
+            user: self.user,
+            level: self.level,
+            ipsec: Some(protocol),
+            ..Query::of_packet(packet)?
+        })
+    }
+}
+
+/// What policies say of a packet that is not to be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// The TCP relay may have it.
+    pub(super) relay: bool,
+    /// It may leave by certain SAs alone: [`Watch::named`].
+    pub(super) steer: bool,
 }
 
 /// Policies and the capture of one worker; empty most of the time.
@@ -132,7 +152,25 @@ impl Watch {
         }
     }
 
-    /// The packet inside. Returns whether the TCP relay may have it.
+    /// The SAs a policy names for a packet with this `flow`, in the order they are to be tried; none: whichever admits it.
+    pub(super) fn named(
+        &mut self,
+        whose: Whose,
+        protocol: IpsecProtocol,
+        flow: &Flow,
+        packet: &[u8],
+    ) -> Result<&[u64], DropReason> {
+        let Some(policies) = &mut self.policies else {
+            return Ok(&[]);
+        };
+        let query = whose.query(protocol, flow, packet)?;
+        match policies.decide(&query).map(|Policy { action, .. }| action) {
+            Some(PolicyAction::Protect { sas, .. }) => Ok(sas),
+            None | Some(PolicyAction::Bypass | PolicyAction::Discard) => Ok(&[]),
+        }
+    }
+
+    /// The packet inside.
     pub(super) fn plain(
         &mut self,
         key: &SaKey,
@@ -141,28 +179,23 @@ impl Watch {
         protocol: IpsecProtocol,
         flow: &Flow,
         packet: &[u8],
-    ) -> Result<bool, DropReason> {
+    ) -> Result<Verdict, DropReason> {
         if self.taps(key, TapPoint::Plain) {
             self.copy(from == Side::Terminal, packet);
         }
+        let verdict = |relay, steer| Ok(Verdict { relay, steer });
         let Some(policies) = &mut self.policies else {
-            return Ok(true);
+            return verdict(true, false);
         };
-        // TOS, traffic class and flow label are the packet's; its flow was found when it was opened.
-        let query = Query {
-            flow: *flow,
-            user: whose.user,
-            level: whose.level,
-            ipsec: Some(protocol),
-            ..Query::of_packet(packet)?
-        };
+        let query = whose.query(protocol, flow, packet)?;
         match policies.decide(&query).map(|Policy { action, .. }| action) {
-            None => Ok(true),
+            None => verdict(true, false),
             Some(PolicyAction::Discard) => Err(DropReason::PolicyDiscard),
-            Some(PolicyAction::Bypass) => Ok(false),
-            Some(PolicyAction::Protect { class, .. }) => {
-                Ok(!matches!(class, Some(Class::Inspect | Class::None)))
-            }
+            Some(PolicyAction::Bypass) => verdict(false, false),
+            Some(PolicyAction::Protect { class, sas }) => verdict(
+                !matches!(class, Some(Class::Inspect | Class::None)),
+                !sas.is_empty(),
+            ),
         }
     }
 }

@@ -1,6 +1,7 @@
 use towpath_base::packet::PacketBuf;
 use towpath_base::policy::PolicySelector;
 use towpath_base::sa::{EspKeys, EspSuite, Lifetime, Mode};
+use towpath_base::selector::TrafficSelector;
 use towpath_base::{DropReason, Instant, SecretKey};
 use towpath_ipsec::soft::SoftEsp;
 use towpath_store::{Kek, RedbStore};
@@ -245,6 +246,11 @@ impl Terminal {
 
     /// Sends a UDP datagram to `port` through `path`.
     fn send(&mut self, path: &mut Datapath<SoftEsp>, port: u16) -> Disposition {
+        self.sent(path, port).0
+    }
+
+    /// As [`Terminal::send`]; also what became of the packet.
+    fn sent(&mut self, path: &mut Datapath<SoftEsp>, port: u16) -> (Disposition, Vec<u8>) {
         let datagram = towpath_fabric::Datagram {
             source: "10.0.0.1:7000".parse().unwrap(),
             destination: std::net::SocketAddr::new("10.0.0.2".parse().unwrap(), port),
@@ -259,7 +265,8 @@ impl Terminal {
             from_access: true,
             egress: None,
         };
-        path.process(NOW, arrival, &mut packet, &mut self.rng)
+        let outcome = path.process(NOW, arrival, &mut packet, &mut self.rng);
+        (outcome, packet.bytes().to_vec())
     }
 }
 
@@ -380,4 +387,65 @@ fn a_capture_sees_both_sides_of_the_gateway_and_the_packet_inside() {
         panic!()
     };
     assert_eq!((access, core.1, plain), (core, 50, (20 + 8 + 40, 17)));
+}
+
+#[test]
+fn a_policy_steers_packets_to_the_first_sa_it_names_that_can_carry_them() {
+    let store = store();
+    let mut stored = open(&store);
+    let mut path = Datapath::new(SoftEsp, 8);
+    let mut given = Vec::new();
+    // `narrow` admits no UDP, `none` has no keys here: neither can carry what came by `a`.
+    let tcp_alone = TrafficSelector {
+        protocol: 6,
+        ..TrafficSelector::host("10.0.0.2".parse().unwrap())
+    };
+    for (name, spi, keys, remote_ts) in [
+        ("a", 0x1000, segments(1), vec![]),
+        ("narrow", 0x2000, segments(20), vec![tcp_alone]),
+        ("none", 0x3000, ManualKeys::None, vec![]),
+        ("b", 0x4000, segments(40), vec![]),
+        ("c", 0x5000, segments(60), vec![]),
+    ] {
+        let sa = ManualSa {
+            remote_ts,
+            ..sa(name, spi, keys)
+        };
+        let installation = stored.add(sa, SubscriberHandle(3)).unwrap();
+        path.install_stored(NOW, &installation.sa, &installation.start)
+            .unwrap();
+        given.push(key_of(stored.find(name).unwrap()));
+    }
+    let sas = ["narrow", "none", "b", "c"].map(|name| stored.find(name).unwrap().id);
+    let policy = Policy {
+        id: 0,
+        order: 1,
+        name: String::new(),
+        selector: PolicySelector {
+            destination_ports: "8000".parse().unwrap(),
+            ..PolicySelector::default()
+        },
+        action: PolicyAction::Protect {
+            sas: sas.to_vec(),
+            class: None,
+        },
+    };
+    stored.add_policy(policy).unwrap();
+    path.set_policies(Box::new(stored.spd().clone()));
+    let mut terminal = Terminal::of(stored.find("a").unwrap());
+    let mut leaves_by = |path: &mut Datapath<SoftEsp>, port| {
+        let (outcome, packet) = terminal.sent(path, port);
+        match outcome {
+            Disposition::Forward => Ok(towpath_ipsec::locate::esp(&packet).unwrap().spi),
+            Disposition::Drop(reason) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(leaves_by(&mut path, 7001), Ok(Spi(0x1001)));
+    assert_eq!(leaves_by(&mut path, 8000), Ok(Spi(0x4001)));
+    path.remove(&given[3]);
+    assert_eq!(leaves_by(&mut path, 8000), Ok(Spi(0x5001)));
+    path.remove(&given[4]);
+    assert_eq!(leaves_by(&mut path, 8000), Err(DropReason::PolicyNoSa));
+    assert_eq!(leaves_by(&mut path, 7001), Ok(Spi(0x1001)));
 }
