@@ -480,7 +480,7 @@ fn payload_of(number: usize) -> Payload<'static> {
         NotifyType::AUTHENTICATION_FAILED,
         NotifyType::UPDATE_SA_ADDRESSES,
     ] {
-        all.push(Payload::notify(kind, &[][..]));
+        all.push(Payload::bare(kind));
     }
     let mut rekey = Notify::new(NotifyType::REKEY_SA, &[][..]);
     rekey.protocol = crate::wire::Protocol::ESP.0;

@@ -330,7 +330,6 @@ fn a_hostile_responder_makes_nothing_of_the_first_half() {
 
 #[test]
 fn a_hostile_responder_makes_nothing_of_the_second_half() {
-    let refusal = |kind| Payload::notify(kind, &[][..]);
     for ike in [false, true] {
         let answers = [
             ("nothing", vec![]),
@@ -343,9 +342,9 @@ fn a_hostile_responder_makes_nothing_of_the_second_half() {
             ),
             (
                 "a key share and an error",
-                vec![ke(36, vec![7; 1088]), refusal(NotifyType::INVALID_SYNTAX)],
+                vec![ke(36, vec![7; 1088]), Payload::bare(NotifyType::INVALID_SYNTAX)],
             ),
-            ("it forgot", vec![refusal(NotifyType::STATE_NOT_FOUND)]),
+            ("it forgot", vec![Payload::bare(NotifyType::STATE_NOT_FOUND)]),
         ];
         for (what, answer) in answers {
             let (mut pair, first) = rekeying(ike);

@@ -221,7 +221,7 @@ fn request<K: KeyGenerator, R: Rng>(
                 ParseError::UnsupportedCritical(kind) => {
                     Payload::notify(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind])
                 }
-                _ => Payload::notify(NotifyType::INVALID_SYNTAX, &[][..]),
+                _ => Payload::bare(NotifyType::INVALID_SYNTAX),
             };
             answer(sa, core, header.exchange, header.message_id, &[refusal]);
             if sa.state == State::InitAnswered {

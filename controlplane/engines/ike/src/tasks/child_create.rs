@@ -73,7 +73,7 @@ pub(super) fn notifies(mode: Mode) -> Vec<Payload<'static>> {
         &[][..],
     )];
     if mode == Mode::Transport {
-        payloads.push(Payload::notify(NotifyType::USE_TRANSPORT_MODE, &[][..]));
+        payloads.push(Payload::bare(NotifyType::USE_TRANSPORT_MODE));
     }
     payloads
 }
@@ -320,7 +320,6 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     header: &Header,
     parts: &Parts<'_>,
 ) -> Result<(), Payload<'static>> {
-    let refusal = |kind| Payload::notify(kind, &[][..]);
     // RFC 7296 §2.25.2: not while the IKE SA itself is being rekeyed.
     let under_way = sa.outstanding.as_ref().map(|out| &out.task);
     let moving = matches!(under_way, Some(Task::IkeRekey(_)));
@@ -329,24 +328,25 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         _ => None,
     };
     if sa.state != State::Established || moving || sa.rival.is_some() {
-        return Err(refusal(NotifyType::TEMPORARY_FAILURE));
+        return Err(Payload::bare(NotifyType::TEMPORARY_FAILURE));
     }
     if sa.children.len() + sa.followups.len() >= MAX_CHILDREN {
-        return Err(refusal(NotifyType::NO_ADDITIONAL_SAS));
+        return Err(Payload::bare(NotifyType::NO_ADDITIONAL_SAS));
     }
-    let ni = parts.nonce.ok_or(refusal(NotifyType::INVALID_SYNTAX))?;
+    let ni = parts.nonce.ok_or(Payload::bare(NotifyType::INVALID_SYNTAX))?;
     let replaces = replaced(sa, parts)?;
     if following.is_some() && following == replaces {
         // Ours is decided, and in the middle of its key exchanges (RFC 9370 §2.2.4).
-        return Err(refusal(NotifyType::TEMPORARY_FAILURE));
+        return Err(Payload::bare(NotifyType::TEMPORARY_FAILURE));
     }
-    let agreement = choose(sa, parts, true, replaces.and_then(|spi_in| sa.child(spi_in))).map_err(refusal)?;
+    let agreement =
+        choose(sa, parts, true, replaces.and_then(|spi_in| sa.child(spi_in))).map_err(Payload::bare)?;
     let exchanged = match (agreement.chosen.group, parts.ke) {
         (None, _) => None,
         (Some(group), Some((sent, public))) if sent == group.number() => Some(
             core.keygen
                 .respond(group, public, &mut core.rng)
-                .map_err(|_| refusal(NotifyType::INVALID_SYNTAX))?,
+                .map_err(|_| Payload::bare(NotifyType::INVALID_SYNTAX))?,
         ),
         (Some(group), _) => {
             let data = group.number().to_be_bytes().to_vec();
@@ -421,7 +421,7 @@ pub(super) fn complete<K: KeyGenerator, R: Rng>(
 ) -> Result<(), Payload<'static>> {
     if install(sa, core, now, agreement, spi, Role::Responder, keying, replaces).is_err() {
         core.release_esp_spi(sa.local.ip(), spi);
-        return Err(Payload::notify(NotifyType::NO_PROPOSAL_CHOSEN, &[][..]));
+        return Err(Payload::bare(NotifyType::NO_PROPOSAL_CHOSEN));
     }
     if let Some(old) = replaces
         && let Some(child) = sa.child_mut(old)
@@ -449,14 +449,12 @@ fn replaced<P>(sa: &crate::sa::IkeSa<P>, parts: &Parts<'_>) -> Result<Option<Spi
         .ok()
         .map(u32::from_be_bytes);
     let (Some(spi), true) = (named, notify.protocol == Protocol::ESP.0) else {
-        return Err(Payload::notify(NotifyType::INVALID_SYNTAX, &[][..]));
+        return Err(Payload::bare(NotifyType::INVALID_SYNTAX));
     };
     // The peer names the SPI of packets to itself (RFC 7296 §1.3.3).
     match sa.children.iter().find(|child| child.spi_out == Spi(spi)) {
         // On its way out already (RFC 7296 §2.25.1). One that we are rekeying is rekeyed twice, and the nonces decide.
-        Some(child) if child.deleting || child.replaced => {
-            Err(Payload::notify(NotifyType::TEMPORARY_FAILURE, &[][..]))
-        }
+        Some(child) if child.deleting || child.replaced => Err(Payload::bare(NotifyType::TEMPORARY_FAILURE)),
         Some(child) => Ok(Some(child.spi_in)),
         None => {
             let mut notify = crate::wire::Notify::new(NotifyType::CHILD_SA_NOT_FOUND, &[][..]);

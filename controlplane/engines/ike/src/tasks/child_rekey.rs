@@ -22,7 +22,7 @@ use towpath_base::crypto::{DhGroup, KeyGenerator, Rng, Secret};
 use towpath_base::ids::Spi;
 
 use super::child_create::{self, Agreement, Keying};
-use super::followup::{Leg, forget, to_be_retried};
+use super::followup::{Leg, forget};
 use super::{Parts, Task};
 use crate::choose::offer_esp;
 use crate::command::{FailReason, Role};
@@ -176,14 +176,11 @@ impl<P> ChildRekey<P> {
         let Some(spi) = self.new else { return };
         let parts = Parts::collect(payloads);
         if let Some(leg) = self.leg.take() {
-            let result = leg.finish(core, parts.as_ref());
-            let ended = result.as_ref().map(|_| ()).map_err(|reason| *reason);
-            let again = to_be_retried(sa, ended);
-            match result {
+            match leg.finish(sa, core, parts.as_ref()) {
                 Ok((agreed, additional)) => self.make(sa, core, now, agreed, Some(&additional)),
-                Err(_) => {
+                Err(lost) => {
                     self.release(core, sa.local.ip());
-                    if again {
+                    if lost.again {
                         put_off(sa, core, now, self.old);
                     }
                 }

@@ -80,49 +80,51 @@ impl<P, A> Leg<P, A> {
         ])
     }
 
-    /// The response: what was agreed on, and the secret to go with it.
+    /// The response: what was agreed on, and the secret to go with it. A responder that forgets one series after the
+    /// other is given up.
     pub(super) fn finish<K, R>(
         self,
+        sa: &mut IkeSa<P>,
         core: &Core<K, R>,
         parts: Option<&Parts<'_>>,
-    ) -> Result<(A, Secret), FailReason>
+    ) -> Result<(A, Secret), Lost>
     where
         K: KeyGenerator<Private = P>,
         R: Rng,
     {
-        let parts = parts.ok_or(FailReason::ProtocolError)?;
-        if let Some(kind) = parts.error() {
-            return Err(FailReason::Notify(kind.0));
-        }
-        match (self.private, parts.ke) {
-            (Some(private), Some((sent, public))) if sent == self.group.number() => {
-                let secret = core.keygen.finish(private, public);
-                Ok((self.agreed, secret.map_err(|_| FailReason::BadPublicValue)?))
+        match parts.and_then(Parts::error) {
+            Some(NotifyType::STATE_NOT_FOUND) => {
+                sa.forgotten = sa.forgotten.saturating_add(1);
+                let again = sa.forgotten < MAX_FORGOTTEN;
+                if !again {
+                    sa.enqueue(Task::DeleteIke {
+                        reason: FailReason::Notify(NotifyType::STATE_NOT_FOUND.0),
+                    });
+                }
+                return Err(Lost { again });
             }
-            _ => Err(FailReason::ProtocolError),
+            Some(kind) => {
+                let again = kind == NotifyType::TEMPORARY_FAILURE;
+                return Err(Lost { again });
+            }
+            None => {}
         }
+        let secret = match (self.private, parts.and_then(|parts| parts.ke)) {
+            (Some(private), Some((sent, public))) if sent == self.group.number() => {
+                core.keygen.finish(private, public).ok()
+            }
+            _ => None,
+        };
+        let secret = secret.ok_or(Lost { again: false })?;
+        sa.forgotten = 0;
+        Ok((self.agreed, secret))
     }
 }
 
-/// A series of ours ended with `result`; says whether it is to be tried again later. A responder that forgets one
-/// after the other is given up.
-pub(super) fn to_be_retried<P>(sa: &mut IkeSa<P>, result: Result<(), FailReason>) -> bool {
-    match result {
-        Ok(()) => {
-            sa.forgotten = 0;
-            false
-        }
-        Err(FailReason::Notify(kind)) if kind == NotifyType::STATE_NOT_FOUND.0 => {
-            sa.forgotten = sa.forgotten.saturating_add(1);
-            if sa.forgotten >= MAX_FORGOTTEN {
-                sa.enqueue(Task::DeleteIke {
-                    reason: FailReason::Notify(kind),
-                });
-            }
-            sa.forgotten < MAX_FORGOTTEN
-        }
-        Err(reason) => reason == FailReason::Notify(NotifyType::TEMPORARY_FAILURE.0),
-    }
+/// A series of ours that came to nothing.
+pub(super) struct Lost {
+    /// It is to be tried again later.
+    pub(super) again: bool,
 }
 
 /// A series the peer began: what we agreed to, until its next message.
@@ -225,7 +227,6 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     header: &Header,
     parts: &Parts<'_>,
 ) -> Result<(), Payload<'static>> {
-    let refusal = |kind| Payload::notify(kind, &[][..]);
     let link = parts.notify(NotifyType::ADDITIONAL_KEY_EXCHANGE);
     let link = link.map(|notify| notify.data.as_ref());
     let at = sa
@@ -233,7 +234,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         .iter()
         .position(|awaited| Some(&awaited.link[..]) == link);
     let Some(at) = at.filter(|_| sa.state == State::Established) else {
-        return Err(refusal(NotifyType::STATE_NOT_FOUND));
+        return Err(Payload::bare(NotifyType::STATE_NOT_FOUND));
     };
     let awaited = sa.followups.swap_remove(at);
     let group = awaited.group;
@@ -245,7 +246,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     };
     let Some((public, additional)) = exchanged else {
         awaited.release(core, sa.local.ip());
-        return Err(refusal(NotifyType::INVALID_SYNTAX));
+        return Err(Payload::bare(NotifyType::INVALID_SYNTAX));
     };
     let payloads = [Payload::Ke {
         group: group.number(),
@@ -269,7 +270,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
             let gone = |old| sa.child(old).is_none_or(|child| child.deleting || child.replaced);
             if sa.moving || replaces.is_some_and(gone) {
                 core.release_esp_spi(sa.local.ip(), spi);
-                return Err(refusal(NotifyType::TEMPORARY_FAILURE));
+                return Err(Payload::bare(NotifyType::TEMPORARY_FAILURE));
             }
             child_create::complete(
                 sa,

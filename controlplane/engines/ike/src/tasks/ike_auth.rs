@@ -188,7 +188,7 @@ pub(super) fn build<K: KeyGenerator, R: Rng>(
     payloads.extend(policy.remote_id.as_ref().map(|id| Payload::IdR(id.into())));
     payloads.extend(proofs);
     if sa.first_contact {
-        payloads.push(Payload::notify(NotifyType::INITIAL_CONTACT, &[][..]));
+        payloads.push(Payload::bare(NotifyType::INITIAL_CONTACT));
     }
     if core.config.mobike {
         payloads.extend(mobike::supported());
@@ -251,11 +251,7 @@ pub(super) fn process<K: KeyGenerator, R: Rng>(
         let reason = remote_id.err().unwrap_or(FailReason::AuthenticationFailed);
         release(sa, core);
         // RFC 7296 §2.21.2: the responder believes the SA is up and is told otherwise.
-        say_once(
-            sa,
-            core,
-            &[Payload::notify(NotifyType::AUTHENTICATION_FAILED, &[][..])],
-        );
+        say_once(sa, core, &[Payload::bare(NotifyType::AUTHENTICATION_FAILED)]);
         sa.end(core, now, reason);
         return;
     };
@@ -358,7 +354,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         data: data.into(),
     });
     if *with_ppk {
-        payloads.push(Payload::notify(NotifyType::PPK_IDENTITY, &[][..]));
+        payloads.push(Payload::bare(NotifyType::PPK_IDENTITY));
     }
     let remote_id = remote_id.clone();
     establish(sa, core, now, remote_id);
@@ -402,7 +398,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
         }
         Err(kind) => {
             // The IKE SA stands without CHILD SA (RFC 7296 §1.2); the peer may ask for another one.
-            payloads.push(Payload::notify(kind, &[][..]));
+            payloads.push(Payload::bare(kind));
             let reason = match kind {
                 NotifyType::TS_UNACCEPTABLE => FailReason::TsUnacceptable,
                 NotifyType::NO_PROPOSAL_CHOSEN => FailReason::NoProposalChosen,

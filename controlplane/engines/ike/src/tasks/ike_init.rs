@@ -336,7 +336,7 @@ pub(crate) fn respond<K: KeyGenerator, R: Rng>(
         .map(|policy| policy.ike_proposals.as_slice())
         .unwrap_or_default();
     let Some(chosen) = choose_first(ours, proposals, additional(&parts)) else {
-        refuse(sa, core, Payload::notify(NotifyType::NO_PROPOSAL_CHOSEN, &[][..]));
+        refuse(sa, core, Payload::bare(NotifyType::NO_PROPOSAL_CHOSEN));
         let reason = if sa.policy.is_some() {
             FailReason::NoProposalChosen
         } else {

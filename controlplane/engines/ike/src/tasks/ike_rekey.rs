@@ -18,7 +18,7 @@ use towpath_base::Instant;
 use towpath_base::crypto::{DhGroup, KeyGenerator, Rng, Secret};
 use towpath_base::ids::IkeSpi;
 
-use super::followup::{Awaited, Leg, Of, forget, to_be_retried, wait_for};
+use super::followup::{Awaited, Leg, Of, forget, wait_for};
 use super::{Parts, Task};
 use crate::choose::{Additional, accept_ike, choose_ike, offer_ike};
 use crate::command::{FailReason, Role};
@@ -105,14 +105,11 @@ impl<P> IkeRekey<P> {
     {
         let parts = Parts::collect(payloads);
         if let Some(leg) = self.leg.take() {
-            let result = leg.finish(core, parts.as_ref());
-            let ended = result.as_ref().map(|_| ()).map_err(|reason| *reason);
-            let again = to_be_retried(sa, ended);
-            match result {
+            match leg.finish(sa, core, parts.as_ref()) {
                 Ok((agreed, additional)) => self.replace(sa, core, now, agreed, Some(&additional), None),
-                Err(_) => {
+                Err(lost) => {
                     self.abandon(core);
-                    sa.rekey_at = again.then(|| retry_rekey_at(core, now));
+                    sa.rekey_at = lost.again.then(|| retry_rekey_at(core, now));
                 }
             }
             return;
@@ -283,29 +280,28 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
     header: &Header,
     parts: &Parts<'_>,
 ) -> Result<(), Payload<'static>> {
-    let refusal = |kind| Payload::notify(kind, &[][..]);
     let Some(crossed) = may_be_replaced(sa).filter(|_| sa.rival.is_none()) else {
-        return Err(refusal(NotifyType::TEMPORARY_FAILURE));
+        return Err(Payload::bare(NotifyType::TEMPORARY_FAILURE));
     };
     let (Some(proposals), Some((group, public)), Some(ni)) = (parts.sa, parts.ke, parts.nonce) else {
-        return Err(refusal(NotifyType::INVALID_SYNTAX));
+        return Err(Payload::bare(NotifyType::INVALID_SYNTAX));
     };
     let ours = sa
         .policy
         .as_ref()
         .map(|policy| policy.ike_proposals.as_slice())
         .unwrap_or_default();
-    let chosen = choose_ike(ours, proposals, SPI_LEN).ok_or(refusal(NotifyType::NO_PROPOSAL_CHOSEN))?;
+    let chosen = choose_ike(ours, proposals, SPI_LEN).ok_or(Payload::bare(NotifyType::NO_PROPOSAL_CHOSEN))?;
     let wanted = chosen.suite.group;
     if group != wanted.number() {
         let data = wanted.number().to_be_bytes().to_vec();
         return Err(Payload::notify(NotifyType::INVALID_KE_PAYLOAD, data));
     }
-    let spi_i = peer_spi(&chosen.spi).ok_or(refusal(NotifyType::INVALID_SYNTAX))?;
+    let spi_i = peer_spi(&chosen.spi).ok_or(Payload::bare(NotifyType::INVALID_SYNTAX))?;
     let (our_public, shared) = core
         .keygen
         .respond(wanted, public, &mut core.rng)
-        .map_err(|_| refusal(NotifyType::INVALID_SYNTAX))?;
+        .map_err(|_| Payload::bare(NotifyType::INVALID_SYNTAX))?;
     let (nr, spi_r) = (core.nonce(), core.new_ike_spi());
     let mut payloads = vec![
         Payload::Sa(vec![chosen.answer(&spi_r.0.to_be_bytes())]),
@@ -361,7 +357,7 @@ pub(super) fn complete<K: KeyGenerator, R: Rng>(
                 Some(_) => NotifyType::NO_PROPOSAL_CHOSEN,
                 None => NotifyType::TEMPORARY_FAILURE,
             };
-            return Err(Payload::notify(kind, &[][..]));
+            return Err(Payload::bare(kind));
         }
     };
     answer(sa, core, header.exchange, header.message_id, payloads);

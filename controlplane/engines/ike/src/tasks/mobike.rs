@@ -50,7 +50,7 @@ impl Mobike {
         }
         let mut payloads = Vec::new();
         if self.update {
-            payloads.push(Payload::notify(NotifyType::UPDATE_SA_ADDRESSES, &[][..]));
+            payloads.push(Payload::bare(NotifyType::UPDATE_SA_ADDRESSES));
             payloads.extend(natd::payloads(sa, core));
         }
         payloads.push(Payload::notify(NotifyType::COOKIE2, self.cookie2.to_vec()));
@@ -115,7 +115,7 @@ pub(super) fn respond<K: KeyGenerator, R: Rng>(
             }));
         } else {
             // A terminal has the addresses it was given, no others.
-            answer.push(Payload::notify(NotifyType::UNACCEPTABLE_ADDRESSES, &[][..]));
+            answer.push(Payload::bare(NotifyType::UNACCEPTABLE_ADDRESSES));
         }
     }
     let echo = cookie2.filter(|cookie| (8..=64).contains(&cookie.len()));
@@ -152,5 +152,5 @@ fn tell<K: KeyGenerator, R: Rng>(sa: &Sa<K>, core: &mut Core<K, R>, local: Socke
 
 /// The notify both sides put into IKE_AUTH.
 pub(super) fn supported() -> Vec<Payload<'static>> {
-    vec![Payload::notify(NotifyType::MOBIKE_SUPPORTED, &[][..])]
+    vec![Payload::bare(NotifyType::MOBIKE_SUPPORTED)]
 }

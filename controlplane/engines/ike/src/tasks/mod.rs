@@ -206,6 +206,6 @@ pub(crate) fn refuse<K: KeyGenerator, R: Rng>(
     header: &Header,
     kind: NotifyType,
 ) {
-    let payload = Payload::notify(kind, &[][..]);
+    let payload = Payload::bare(kind);
     answer(sa, core, header.exchange, header.message_id, &[payload]);
 }

@@ -112,6 +112,11 @@ impl<'a> Payload<'a> {
         Self::Notify(Notify::new(kind, data))
     }
 
+    /// A notification about no SA in particular that says no more than its kind.
+    pub fn bare(kind: NotifyType) -> Self {
+        Self::notify(kind, &[][..])
+    }
+
     /// Its number in the chain.
     pub const fn kind(&self) -> PayloadType {
         match self {
