@@ -34,19 +34,6 @@ fn established(seed: u64, config: Config) -> World {
     world
 }
 
-fn rekey_child(world: &mut World, end: usize, spi_in: Spi) {
-    let ike = ike_of(&world.ends[end], world.now);
-    // Too late where the other's rekeying is already through.
-    let _ = world.ends[end].endpoint.rekey_child(world.now, ike, spi_in);
-    world.collect(end);
-}
-
-fn rekey_ike(world: &mut World, end: usize) {
-    let ike = ike_of(&world.ends[end], world.now);
-    world.ends[end].endpoint.rekey_ike(world.now, ike).unwrap();
-    world.collect(end);
-}
-
 fn ready(world: &mut World, end: usize, spi_in: Spi) {
     let ike = ike_of(&world.ends[end], world.now);
     world.ends[end]
@@ -176,19 +163,12 @@ fn rekeyings_at_any_distance_in_any_weather_leave_one_of_each() {
             ..quiet()
         };
         let mut world = established(seed, config);
-        world.weather = Weather {
-            loss: seed % 4 * 80,
-            copies: 100,
-            jitter: Duration::from_millis(seed % 5 * 20),
-        };
-        let old = world.only_children();
-        let acts: [fn(&mut World, usize, Spi); 2] = [rekey_child, |world, end, _| rekey_ike(world, end)];
-        acts[seed as usize / 2 % 2](&mut world, 0, old[0].spi_in);
-        world.run_for(Duration::from_millis(seed % 60));
-        acts[seed as usize / 4 % 2](&mut world, 1, old[1].spi_in);
-        world.run_for(Duration::from_secs(40));
-        world.weather = Weather::FAIR;
-        world.run_for(Duration::from_secs(120));
+        let [apart, foul, fair] = [
+            Duration::from_millis(seed % 60),
+            Duration::from_secs(40),
+            Duration::from_secs(120),
+        ];
+        world.rekey_twice(seed, apart, foul, fair);
         let [a, b] = world.only_children();
         assert_mirror(&a, &b);
         for end in &world.ends {

@@ -339,6 +339,24 @@ impl World {
         self.now = until;
     }
 
+    /// Both ends rekey, the second `apart` after the first: `seed` chooses what each replaces, and the weather of the
+    /// `foul` time before it is `fair` again.
+    pub(crate) fn rekey_twice(&mut self, seed: u64, apart: Duration, foul: Duration, fair: Duration) {
+        self.weather = Weather {
+            loss: seed % 4 * 80,
+            copies: 100,
+            jitter: Duration::from_millis(seed % 5 * 20),
+        };
+        let old = self.only_children();
+        let acts: [fn(&mut Self, usize, Spi); 2] = [rekey_child, |world, end, _| rekey_ike(world, end)];
+        acts[seed as usize / 2 % 2](self, 0, old[0].spi_in);
+        self.run_for(apart);
+        acts[seed as usize / 4 % 2](self, 1, old[1].spi_in);
+        self.run_for(foul);
+        self.weather = Weather::FAIR;
+        self.run_for(fair);
+    }
+
     /// The one CHILD SA of each end.
     pub(crate) fn only_children(&self) -> [ChildSa; 2] {
         [0, 1].map(|end| {
@@ -406,4 +424,19 @@ pub(crate) fn ike_of(end: &End, now: Instant) -> IkeSaId {
         .find(|sa| sa.state == towpath_ike::IkeState::Established)
         .unwrap()
         .id
+}
+
+/// Replaces a CHILD SA of the only IKE SA of `end`.
+pub(crate) fn rekey_child(world: &mut World, end: usize, spi_in: Spi) {
+    let ike = ike_of(&world.ends[end], world.now);
+    // Too late where the other's rekeying is already through.
+    let _ = world.ends[end].endpoint.rekey_child(world.now, ike, spi_in);
+    world.collect(end);
+}
+
+/// Replaces the only IKE SA of `end`.
+pub(crate) fn rekey_ike(world: &mut World, end: usize) {
+    let ike = ike_of(&world.ends[end], world.now);
+    world.ends[end].endpoint.rekey_ike(world.now, ike).unwrap();
+    world.collect(end);
 }

@@ -53,23 +53,11 @@ fn a_terminal_that_moves_takes_its_sas_along_and_the_other_end_follows() {
     assert_eq!(world.gateway.len(), 2, "{:?}", world.gateway);
     assert!(world.gateway.iter().all(|sa| sa.local == new || sa.remote == new));
     // Another rekeying, and the end, work from there.
-    let b_ike = world
-        .keyserver
-        .ike_sas(world.now)
-        .find(|info| info.local.ip() == address(B));
-    world
-        .keyserver
-        .ike_rekey(world.now, b_ike.unwrap().id, None)
-        .unwrap();
+    let (b_ike, _) = world.ike_of(B);
+    world.keyserver.ike_rekey(world.now, b_ike, None).unwrap();
     world.run();
-    let b_ike = world
-        .keyserver
-        .ike_sas(world.now)
-        .find(|info| info.local.ip() == address(B));
-    world
-        .keyserver
-        .ike_terminate(world.now, b_ike.unwrap().id, None)
-        .unwrap();
+    let (b_ike, _) = world.ike_of(B);
+    world.keyserver.ike_terminate(world.now, b_ike, None).unwrap();
     world.run();
     world.pass(Duration::from_secs(10));
     assert_eq!(world.gateway, []);

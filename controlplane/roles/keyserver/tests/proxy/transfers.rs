@@ -2,25 +2,40 @@
 
 use std::time::Duration;
 
-use towpath_base::SubscriberHandle;
+use towpath_base::Spi;
 
-use crate::world::{A, B, World, address};
+use crate::world::{A, B, World};
+
+/// A asked, and does not acknowledge what it was sent.
+fn unconfirmed() -> World {
+    let mut world = World::new();
+    world.acknowledges(A, false);
+    world.ask(A, B, 1);
+    world
+}
+
+/// A rekeying of the peer, whose terminal does not acknowledge it. Gives the SPI of what it replaces.
+fn rekeyed_unconfirmed() -> (World, Spi) {
+    let mut world = World::new();
+    world.ask(A, B, 1);
+    world.acknowledges(B, false);
+    let (ike, child) = world.ike_of(A);
+    world.keyserver.ike_rekey(world.now, ike, Some(child)).unwrap();
+    world.run();
+    (world, child)
+}
 
 #[test]
 fn a_transfer_is_repeated_until_acknowledged_and_given_up_in_the_end() {
-    let mut world = World::new();
-    world.terminals.get_mut(&A).unwrap().acknowledges = false;
-    world.ask(A, B, 1);
+    let mut world = unconfirmed();
     world.pass(Duration::from_secs(2));
     assert_eq!(world.gateway.len(), 2);
     // The terminal answers at last: the next retransmission reaches it.
-    world.terminals.get_mut(&A).unwrap().acknowledges = true;
+    world.acknowledges(A, true);
     world.pass(Duration::from_secs(10));
     assert_eq!(world.terminals[&A].installed.len(), 1);
 
-    let mut world = World::new();
-    world.terminals.get_mut(&A).unwrap().acknowledges = false;
-    world.ask(A, B, 1);
+    let mut world = unconfirmed();
     world.pass(Duration::from_secs(300));
     assert_eq!(world.gateway, []);
     assert!(world.terminals[&B].installed.is_empty());
@@ -42,26 +57,14 @@ fn keys_are_never_handed_out_twice() {
     assert_eq!(world.gateway.len(), 2);
 }
 
-/// The IKE SA of `of`, and the SPI of its newest CHILD SA.
-fn ike_of(world: &World, of: SubscriberHandle) -> (towpath_ike::IkeSaId, towpath_base::Spi) {
-    let mut all = world.keyserver.ike_sas(world.now);
-    let info = all.find(|info| info.local.ip() == address(of)).unwrap();
-    (info.id, info.children.last().unwrap().0)
-}
-
 #[test]
 fn a_peer_that_rekeys_is_answered_when_the_terminal_has_the_keys() {
-    let mut world = World::new();
-    world.ask(A, B, 1);
-    world.terminals.get_mut(&B).unwrap().acknowledges = false;
-    let (ike, child) = ike_of(&world, A);
-    world.keyserver.ike_rekey(world.now, ike, Some(child)).unwrap();
-    world.run();
+    let (mut world, child) = rekeyed_unconfirmed();
     world.pass(Duration::from_millis(1200));
     // B's side has made the new SA, its terminal has not confirmed it: A, which asked, has not heard of it.
     assert_eq!(world.terminals[&A].installed.len(), 1);
     assert_eq!(world.gateway.len(), 3, "the gateway is ready for B's new SA");
-    world.terminals.get_mut(&B).unwrap().acknowledges = true;
+    world.acknowledges(B, true);
     world.pass(Duration::from_secs(2));
     for subscriber in [A, B] {
         let terminal = &world.terminals[&subscriber];
@@ -78,25 +81,18 @@ fn a_peer_that_rekeys_is_answered_when_the_terminal_has_the_keys() {
 
 #[test]
 fn a_terminal_that_never_confirms_holds_a_rekeying_up_for_a_bounded_time() {
-    let mut world = World::new();
-    world.ask(A, B, 1);
-    world.terminals.get_mut(&B).unwrap().acknowledges = false;
-    let (ike, child) = ike_of(&world, A);
-    world.keyserver.ike_rekey(world.now, ike, Some(child)).unwrap();
-    world.run();
+    let (mut world, child) = rekeyed_unconfirmed();
     world.pass(towpath_keyserver::READY_WITHIN + Duration::from_secs(1));
     assert_ne!(world.terminals[&A].installed.last().unwrap().spi_in, child);
 }
 
 #[test]
 fn a_deletion_that_races_a_key_transfer_wins() {
-    let mut world = World::new();
-    world.terminals.get_mut(&A).unwrap().acknowledges = false;
-    world.ask(A, B, 1);
-    let (ike, _) = ike_of(&world, A);
+    let mut world = unconfirmed();
+    let (ike, _) = world.ike_of(A);
     world.keyserver.ike_terminate(world.now, ike, None).unwrap();
     world.run();
-    world.terminals.get_mut(&A).unwrap().acknowledges = true;
+    world.acknowledges(A, true);
     world.pass(Duration::from_secs(5));
     assert_eq!(world.terminals[&A].installed, []);
     assert_eq!(world.terminals[&B].installed, []);

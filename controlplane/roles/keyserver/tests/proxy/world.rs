@@ -10,12 +10,13 @@ use towpath_base::key::SecretKey;
 use towpath_base::profile::{IkeId, PeerPolicy, Psk};
 use towpath_base::sa::{ChildSa, Class, EspSuite, Lifetime, Mode};
 use towpath_base::selector::{Prefix, TrafficSelector};
-use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_crypto::{IkeCrypto, SystemRng};
 use towpath_fabric::{
     Datagram, FromKeyserver, FromRegistry, GatewaySa, NodeName, SessionGrant, SessionId, ToKeyserver,
     ToRegistry,
 };
+use towpath_ike::IkeSaId;
 use towpath_keyserver::{Config, Keyserver};
 use towpath_keyx::message::{
     FromTerminal, KeyTransfer, Operation, Outcome, ProxyRequest, RefuseReason, ToTerminal, TransferAck,
@@ -79,6 +80,18 @@ impl World {
     pub(crate) fn at(&self, subscriber: SubscriberHandle) -> IpAddr {
         let moved = self.moved.get(&subscriber).copied();
         moved.unwrap_or_else(|| address(subscriber))
+    }
+
+    /// Whether the terminal confirms key transfers.
+    pub(crate) fn acknowledges(&mut self, subscriber: SubscriberHandle, does: bool) {
+        self.terminals.get_mut(&subscriber).unwrap().acknowledges = does;
+    }
+
+    /// The IKE SA of a terminal, and the SPI of its newest CHILD SA.
+    pub(crate) fn ike_of(&self, subscriber: SubscriberHandle) -> (IkeSaId, Spi) {
+        let mut all = self.keyserver.ike_sas(self.now);
+        let info = all.find(|info| info.local.ip() == self.at(subscriber)).unwrap();
+        (info.id, info.children.last().unwrap().0)
     }
 
     pub(crate) fn register(&mut self, subscriber: SubscriberHandle, session: u64) {
