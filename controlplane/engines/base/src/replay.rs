@@ -99,6 +99,21 @@ impl<const WORDS: usize> ReplayWindow<WORDS> {
         None
     }
 
+    /// Goes on where a former owner was, at most: everything up to `highest` counts as seen.
+    pub fn resume(&mut self, highest: u64) {
+        if highest <= self.highest {
+            return;
+        }
+        self.highest = highest;
+        let words = self.bits.words_mut();
+        words.fill(u64::MAX);
+        let len = words.len();
+        if let Some(word) = words.get_mut(word_of(highest, len)) {
+            // Those above it in its word have not been seen.
+            *word = u64::MAX >> (63 - (highest & 63));
+        }
+    }
+
     /// Numbers the window covers.
     pub const fn size(&self) -> u64 {
         self.size
@@ -187,6 +202,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_resumed_window_refuses_all_up_to_its_number_and_takes_every_one_above_once() {
+        for highest in [1, 62, 63, 64, 127, 1000, 65_535, u64::from(u32::MAX) + 5] {
+            for size in [64, 960, 4096] {
+                let mut window = ReplayWindow::<16>::sized(size).unwrap();
+                window.resume(highest);
+                for seen in highest.saturating_sub(5000)..=highest {
+                    assert_eq!(window.accept(seen), Err(Replayed), "{seen} of {highest}");
+                }
+                // In an order that moves the window by less and by more than a word.
+                for step in [3, 1, 2, 70, 64, 5, 200, 130, 69] {
+                    let inside = highest + step + u64::from(size) > window.highest();
+                    assert_eq!(window.accept(highest + step).is_ok(), inside);
+                    assert_eq!(window.accept(highest + step), Err(Replayed));
+                }
+                window.resume(highest);
+                assert_eq!(window.highest(), highest + 200, "never backwards");
+            }
+        }
+    }
 
     /// The window as the RFC words it, with an unbounded memory.
     #[derive(Default)]

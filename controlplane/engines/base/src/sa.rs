@@ -376,6 +376,29 @@ pub struct AhSa {
     pub lifetime: Lifetime,
 }
 
+impl AhSa {
+    /// The same SAs described from their remote end.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            integrity: self.integrity,
+            mode: self.mode,
+            esn: self.esn,
+            align8: self.align8,
+            bundled: self.bundled,
+            spi_in: self.spi_out,
+            spi_out: self.spi_in,
+            key_in: self.key_out.clone(),
+            key_out: self.key_in.clone(),
+            local_ts: self.remote_ts,
+            remote_ts: self.local_ts,
+            lifetime: self.lifetime,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

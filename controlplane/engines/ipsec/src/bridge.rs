@@ -9,6 +9,8 @@
 //! byte its place: decrypted, checked, numbered anew and encrypted where it lies. Each of the four halves has
 //! its own sequence numbers; the two senders' keys differ, so no nonce can meet its twin (spec row N2).
 
+use core::time::Duration;
+
 use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng, Whereabouts};
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, EspKeys, Lifetime};
@@ -22,6 +24,7 @@ pub use crate::lifetime::LifetimeEvent;
 use crate::lifetime::Meter;
 use crate::locate::{self, Located};
 use crate::outbound::{OutboundSa, Sealed};
+use crate::used::Used;
 
 /// Both directions of one SA pair at a gateway.
 ///
@@ -205,6 +208,11 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
         let later = self.later.take();
         let opened = self.on(to_peer, |way| way.from.open(now, packet));
         later.into_iter().for_each(T::fetch);
+        if let Ok(opened) = &opened {
+            // What this end sends goes on as it came; what is said to it in another's name, too, until that one sends.
+            self.to_peer.to.follow(opened.tunnelled, !to_peer);
+            self.to_terminal.to.follow(opened.tunnelled, to_peer);
+        }
         opened
     }
 
@@ -249,6 +257,33 @@ impl<T: EspTransform, const WORDS: usize> Bridge<T, WORDS> {
     pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
         self.to_peer.from.set_replay_window(packets)?;
         self.to_terminal.from.set_replay_window(packets)
+    }
+
+    /// What it has used up.
+    pub const fn used(&self) -> Used {
+        let (to_peer, to_terminal) = (self.to_peer.to.meter(), self.to_terminal.from.meter());
+        Used {
+            received: [
+                self.to_peer.from.highest_sequence(),
+                self.to_terminal.from.highest_sequence(),
+            ],
+            packets: [to_peer.packets(), to_terminal.packets()],
+            bytes: [to_peer.bytes(), to_terminal.bytes()],
+        }
+    }
+
+    /// Goes on where a former owner of the same SA was, `age` old. After [`Bridge::set_replay_window`].
+    pub fn resume(&mut self, used: &Used, age: Duration) {
+        let Used {
+            received: [terminal, peer],
+            packets,
+            bytes,
+        } = *used;
+        self.to_peer.from.resume_window(terminal);
+        self.to_terminal.from.resume_window(peer);
+        self.to_peer.to.meter_mut().resume(age, packets[0], bytes[0]);
+        let meter = self.to_terminal.from.meter_mut();
+        meter.resume(age, packets[1], bytes[1]);
     }
 
     /// The limits to store next, first of the sender to the peer. Asked again until [`Bridge::reserve`]d.

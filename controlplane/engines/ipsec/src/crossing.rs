@@ -9,6 +9,7 @@
 //! "Way" is where a packet goes: `to_peer`, else to the terminal.
 
 use alloc::boxed::Box;
+use core::time::Duration;
 
 use towpath_base::crypto::{EspTransform, IcvTransform, Rng, Whereabouts};
 use towpath_base::packet::PacketBuf;
@@ -26,6 +27,7 @@ use crate::lifetime::LifetimeEvent;
 use crate::locate::{self, ESP_LEN, Flow, Located};
 use crate::outbound::Sealed;
 use crate::pmtu::PathMtu;
+use crate::used::Used;
 
 /// Both directions of an SA pair of class `full` at a gateway.
 ///
@@ -287,6 +289,34 @@ impl<T: EspTransform, I: IcvTransform> Crossing<T, I> {
             Self::EspInAh(bundle) => {
                 bundle.ah.set_replay_window(packets)?;
                 bundle.esp.set_replay_window(packets)
+            }
+        }
+    }
+
+    /// What it has used up. Of a bundle the numbers are AH's, which nobody gets around, and the limits ESP's.
+    pub const fn used(&self) -> Used {
+        match self {
+            Self::Esp(bridge) => bridge.used(),
+            Self::Ah(bridge) => bridge.used(),
+            Self::EspInAh(bundle) => Used {
+                received: bundle.ah.used().received,
+                ..bundle.esp.used()
+            },
+        }
+    }
+
+    /// Goes on where a former owner of the same SA was, `age` old. After [`Crossing::set_replay_window`].
+    pub fn resume(&mut self, used: &Used, age: Duration) {
+        match self {
+            Self::Esp(bridge) => bridge.resume(used, age),
+            Self::Ah(bridge) => bridge.resume(used, age),
+            Self::EspInAh(bundle) => {
+                bundle.ah.resume(used, age);
+                let inside = Used {
+                    received: [0; 2],
+                    ..*used
+                };
+                bundle.esp.resume(&inside, age);
             }
         }
     }

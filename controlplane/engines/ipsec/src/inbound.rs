@@ -28,6 +28,8 @@ pub struct Opened {
     pub sequence: u64,
     /// The flow it belongs to.
     pub flow: Flow,
+    /// It came in a tunnel.
+    pub tunnelled: bool,
 }
 
 /// One direction of an SA at its receiver, with a replay window of `64 * (WORDS - 1)` packets.
@@ -149,6 +151,11 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         self.mode
     }
 
+    /// Accepts nothing up to `highest` any more: a former owner of the same SA may have.
+    pub(crate) fn resume_window(&mut self, highest: u64) {
+        self.window.resume(highest);
+    }
+
     /// Highest sequence number accepted so far.
     pub const fn highest_sequence(&self) -> u64 {
         self.window.highest()
@@ -184,6 +191,7 @@ impl<T: EspTransform, const WORDS: usize> InboundSa<T, WORDS> {
         Ok(Opened {
             sequence: plain.sequence,
             flow,
+            tunnelled: came_tunnelled(self.mode, plain.next_header),
         })
     }
 

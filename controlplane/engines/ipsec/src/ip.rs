@@ -60,11 +60,12 @@ pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
 
 impl Ip {
     /// The header of a packet to be sent by an SA of `mode` between `local` and `remote`, and whether it goes behind a
-    /// new one.
+    /// new one. `follow`: those it belongs to did.
     #[inline]
     pub(crate) fn for_mode(
         packet: &[u8],
         mode: Mode,
+        follow: bool,
         local: IpAddr,
         remote: IpAddr,
     ) -> Result<(Self, bool), DropReason> {
@@ -73,7 +74,7 @@ impl Ip {
             Mode::Tunnel | Mode::Wildcard => Walk::ToUpperLayer,
         };
         let ip = Self::parse(packet, walk)?;
-        if needs_tunnel(mode, &ip, local, remote) {
+        if needs_tunnel(mode, follow, &ip, local, remote) {
             return Ok((ip, true));
         }
         if walk == Walk::ToUpperLayer {

@@ -60,6 +60,7 @@ pub mod slots;
 pub mod soft;
 #[cfg(feature = "tables")]
 pub mod spd;
+pub mod used;
 pub mod wrapped;
 
 pub use ah::{AhBridge, AhInbound, AhOutbound};
@@ -75,3 +76,4 @@ pub use outbound::{OutboundSa, Sealed};
 pub use outer::{OuterDf, OuterDscp, OuterEcn, OuterPolicy};
 pub use pmtu::PathMtu;
 pub use shared::SharedBridge;
+pub use used::Used;

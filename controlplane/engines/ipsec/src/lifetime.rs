@@ -1,6 +1,8 @@
 //! Limits of an SA in time and bytes (RFC 4301 §4.4.2.1): at the soft one a replacement is wanted, at the
 //! hard one the SA is gone.
 
+use core::time::Duration;
+
 use towpath_base::sa::Lifetime;
 use towpath_base::{DropReason, Instant};
 
@@ -70,6 +72,18 @@ impl Meter {
             told: None,
             pending: None,
         }
+    }
+
+    /// Goes on where a former owner of the same SA was: `age` old already, with so much carried.
+    pub fn resume(&mut self, age: Duration, packets: u64, bytes: u64) {
+        for limit in [&mut self.soft, &mut self.hard] {
+            if limit.at != Limit::NEVER {
+                let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+                limit.at = Instant::from_nanos(limit.at.as_nanos().saturating_sub(age));
+            }
+        }
+        self.packets = packets;
+        self.bytes = bytes;
     }
 
     /// Packets carried.
@@ -174,6 +188,27 @@ mod tests {
         );
         assert_eq!(meter.take_event(), None);
         assert_eq!(meter.poll_timeout(), None);
+    }
+
+    #[test]
+    fn limits_go_on_from_what_was_used_before() {
+        let mut meter = Meter::new(LIMITS, Instant::from_secs(100));
+        meter.resume(Duration::from_secs(4), 3, 1999);
+        assert_eq!(meter.poll_timeout(), Some(Instant::from_secs(106)));
+        assert_eq!(meter.check(Instant::from_secs(100)), Ok(()));
+        meter.count(Instant::from_secs(100), 1);
+        assert_eq!((meter.packets(), meter.bytes()), (4, 2000));
+        assert_eq!(
+            meter.check(Instant::from_secs(100)),
+            Err(DropReason::EspLifetimeExpired)
+        );
+        // Older than the process's clock is: over at once. Without a limit in time age means nothing.
+        let mut old = Meter::new(LIMITS, Instant::from_secs(1));
+        old.resume(Duration::from_secs(1000), 0, 0);
+        assert!(old.check(Instant::from_secs(1)).is_err());
+        let mut endless = Meter::new(Lifetime::default(), Instant::from_secs(1));
+        endless.resume(Duration::from_secs(u64::from(u32::MAX)), 0, 0);
+        assert_eq!(endless.check(Instant::from_secs(1)), Ok(()));
     }
 
     #[test]

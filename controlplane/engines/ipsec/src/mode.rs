@@ -18,16 +18,17 @@ pub(crate) const fn came_tunnelled(mode: Mode, next_header: u8) -> bool {
     }
 }
 
-/// Whether the packet with the header `ip` needs a tunnel between `local` and `remote`: under `wildcard` all but whole
-/// packets between these two, which are not IP in IP (the far end would take the outer header off, too).
+/// Whether the packet with the header `ip` needs a tunnel between `local` and `remote`: under `wildcard` all that `follow`
+/// one, and all but whole packets between these two, which are not IP in IP (the far end would take the outer header off,
+/// too).
 #[inline]
-pub(crate) fn needs_tunnel(mode: Mode, ip: &Ip, local: IpAddr, remote: IpAddr) -> bool {
+pub(crate) fn needs_tunnel(mode: Mode, follow: bool, ip: &Ip, local: IpAddr, remote: IpAddr) -> bool {
     match mode {
         Mode::Transport => false,
         Mode::Tunnel => true,
         Mode::Wildcard => {
             let between = ip.source == local && ip.destination == remote;
-            !between || ip.fragment || is_ip(ip.protocol)
+            follow || !between || ip.fragment || is_ip(ip.protocol)
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct OutboundSa<T> {
     path_mtu: PathMtu,
     outer: OuterPolicy,
     reserved: Reserved,
+    /// Under `wildcard`: whether what it passes on came in tunnels, once that is known.
+    tunnels: Option<bool>,
     /// Top bit of the counter IVs, the half of their space this sender keeps to; see [`crate::shared`].
     iv_half: u64,
 }
@@ -92,6 +94,7 @@ impl<T: EspTransform> OutboundSa<T> {
             path_mtu: PathMtu::NONE,
             outer: OuterPolicy::default(),
             reserved: Reserved::EVERYTHING,
+            tunnels: None,
             iv_half: 0,
         })
     }
@@ -180,6 +183,14 @@ impl<T: EspTransform> OutboundSa<T> {
             icv,
         };
         self.transform.seal(parts).map_err(|_| DropReason::EspAuthFailed)
+    }
+
+    /// Under mode `wildcard`: seals in tunnels, or as each packet needs it. For whoever passes packets on and knows how they
+    /// came; a `guess` gives way to what is known.
+    pub(crate) fn follow(&mut self, tunnelled: bool, guess: bool) {
+        if !guess || self.tunnels.is_none() {
+            self.tunnels = Some(tunnelled);
+        }
     }
 
     /// Limits and counters.
@@ -281,7 +292,13 @@ impl<T: EspTransform> OutboundSa<T> {
     /// Measures the packet to be made, and checks that it can be.
     fn plan(&self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Plan, DropReason> {
         let suite = self.shape;
-        let (ip, tunnel) = Ip::for_mode(packet.bytes(), self.mode, self.local, self.remote)?;
+        let (ip, tunnel) = Ip::for_mode(
+            packet.bytes(),
+            self.mode,
+            self.tunnels == Some(true),
+            self.local,
+            self.remote,
+        )?;
         let outer_len = if tunnel { outer::len(self.remote) } else { 0 };
         packet
             .strip_back(packet.len() - ip.end)

@@ -21,6 +21,8 @@
 //! Only authenticated packets count, so nobody but the endpoint can end the intervention. While it intervenes the
 //! gateway is the only sender towards each end; its sequence numbers are never below the endpoint's.
 
+use core::time::Duration;
+
 use towpath_base::crypto::{EspProvider, EspTransform, InvalidKey, Rng};
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, Lifetime};
@@ -33,6 +35,7 @@ use crate::inbound::{DEFAULT_WINDOW_WORDS, InboundSa};
 use crate::lifetime::{LifetimeEvent, Meter};
 use crate::locate::{self, ESP_LEN};
 use crate::outbound::OutboundSa;
+use crate::used::Used;
 
 /// Authentic packets of one IV pattern before it is believed.
 pub const PROBATION: u8 = 8;
@@ -304,6 +307,26 @@ impl<T: EspTransform, const WORDS: usize> SharedBridge<T, WORDS> {
     pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
         self.to_peer.from.set_replay_window(packets)?;
         self.to_terminal.from.set_replay_window(packets)
+    }
+
+    /// What it has used up.
+    pub const fn used(&self) -> Used {
+        let (to_peer, to_terminal) = (&self.to_peer.from, &self.to_terminal.from);
+        Used {
+            received: [to_peer.highest_sequence(), to_terminal.highest_sequence()],
+            packets: [to_peer.meter().packets(), to_terminal.meter().packets()],
+            bytes: [to_peer.meter().bytes(), to_terminal.meter().bytes()],
+        }
+    }
+
+    /// Goes on where a former owner of the same SA was, `age` old. After [`SharedBridge::set_replay_window`].
+    pub fn resume(&mut self, used: &Used, age: Duration) {
+        let halves = [&mut self.to_peer.from, &mut self.to_terminal.from];
+        let numbers = used.received.into_iter().zip(used.packets).zip(used.bytes);
+        for (half, ((received, packets), bytes)) in halves.into_iter().zip(numbers) {
+            half.resume_window(received);
+            half.meter_mut().resume(age, packets, bytes);
+        }
     }
 
     /// What is to be stored, first for the direction to the peer. Asked again until granted.

@@ -120,12 +120,7 @@ impl Wrap {
         packet.grow_front(len)?.copy_from_slice(self.bytes.get(..len)?);
         let bytes = packet.bytes_mut();
         finish_header(bytes);
-        if let Some(at) = self.summed_at {
-            let at = usize::from(at);
-            put16(bytes, at + 4, 0);
-            let sum = checksum(bytes.get(at..)?);
-            put16(bytes, at + 4, sum);
-        }
+        mend(bytes, self);
         Some(())
     }
 

@@ -38,24 +38,10 @@ fn sa(integrity: EspIntegrity, mode: Mode, outer_v6: bool, inner_v6: bool, esn: 
     }
 }
 
-fn mirror(sa: &AhSa) -> AhSa {
-    AhSa {
-        local: sa.remote,
-        remote: sa.local,
-        spi_in: sa.spi_out,
-        spi_out: sa.spi_in,
-        key_in: sa.key_out.clone(),
-        key_out: sa.key_in.clone(),
-        local_ts: sa.remote_ts,
-        remote_ts: sa.local_ts,
-        ..sa.clone()
-    }
-}
-
 fn pair(sa: &AhSa) -> (AhOutbound<SoftIcv>, AhInbound<SoftIcv>) {
     (
         AhOutbound::new(&SoftEsp, NOW, sa).unwrap(),
-        AhInbound::new(&SoftEsp, NOW, &mirror(sa)).unwrap(),
+        AhInbound::new(&SoftEsp, NOW, &sa.mirrored()).unwrap(),
     )
 }
 
@@ -373,8 +359,8 @@ fn a_bridge_signs_with_the_other_segments_key() {
             AhBridge::new(&SoftEsp, NOW, &peer_sa, &segment_in, &segment_out).unwrap();
         let mut terminal_out = AhOutbound::new(&SoftEsp, NOW, &terminal_sa).unwrap();
         let mut terminal_in: AhInbound<_> = AhInbound::new(&SoftEsp, NOW, &terminal_sa).unwrap();
-        let mut peer_out = AhOutbound::new(&SoftEsp, NOW, &mirror(&peer_sa)).unwrap();
-        let mut peer_in: AhInbound<_> = AhInbound::new(&SoftEsp, NOW, &mirror(&peer_sa)).unwrap();
+        let mut peer_out = AhOutbound::new(&SoftEsp, NOW, &peer_sa.mirrored()).unwrap();
+        let mut peer_in: AhInbound<_> = AhInbound::new(&SoftEsp, NOW, &peer_sa.mirrored()).unwrap();
         terminal_out.skip_to(1000);
         let plain = udp(local(v6), remote(v6), b"to the peer");
         let mut packet = Packet::new(&plain);

@@ -9,7 +9,7 @@ use towpath_base::sa::{AhSa, ChildSa, EspIntegrity, EspSuite, Lifetime, Mode, Se
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{DropReason, Instant, Key, Spi};
 use towpath_ipsec::soft::SoftEsp;
-use towpath_ipsec::{AhInbound, AhOutbound, Bridge, InboundSa, OutboundSa};
+use towpath_ipsec::{AhBridge, AhInbound, AhOutbound, Bridge, InboundSa, OutboundSa};
 
 const NOW: Instant = Instant::from_secs(1);
 
@@ -43,18 +43,23 @@ fn open(at: &ChildSa, packet: &Packet) -> Result<Vec<u8>, DropReason> {
     Ok(packet.bytes().to_vec())
 }
 
-/// The SA seen from its far end.
-fn far(sa: AhSa) -> AhSa {
+/// An AH SA that admits the local end and the host behind it.
+fn ah_sa(mode: Mode, v6: bool) -> AhSa {
     AhSa {
-        local: sa.remote,
-        remote: sa.local,
-        spi_in: sa.spi_out,
-        spi_out: sa.spi_in,
-        key_in: sa.key_out,
-        key_out: sa.key_in,
-        local_ts: sa.remote_ts,
-        remote_ts: sa.local_ts,
-        ..sa
+        local: local(v6),
+        remote: remote(v6),
+        integrity: EspIntegrity::HmacSha256,
+        mode,
+        esn: true,
+        align8: false,
+        bundled: false,
+        spi_in: Spi(0x1001),
+        spi_out: Spi(0x2002),
+        key_in: Key::from_slice(&[1; 32]).unwrap(),
+        key_out: Key::from_slice(&[2; 32]).unwrap(),
+        local_ts: Selectors::from_iter([local(v6), behind(v6)].map(TrafficSelector::host)),
+        remote_ts: Selectors::one(TrafficSelector::host(remote(v6))),
+        lifetime: Lifetime::default(),
     }
 }
 
@@ -156,27 +161,11 @@ proptest! {
 
     #[test]
     fn ah_does_the_same(v6: bool, len in 0usize..1500) {
-        let ah = |mode| AhSa {
-            local: local(v6),
-            remote: remote(v6),
-            integrity: EspIntegrity::HmacSha256,
-            mode,
-            esn: true,
-            align8: false,
-            bundled: false,
-            spi_in: Spi(0x1001),
-            spi_out: Spi(0x2002),
-            key_in: Key::from_slice(&[1; 32]).unwrap(),
-            key_out: Key::from_slice(&[2; 32]).unwrap(),
-            local_ts: Selectors::from_iter([local(v6), behind(v6)].map(TrafficSelector::host)),
-            remote_ts: Selectors::one(TrafficSelector::host(remote(v6))),
-            lifetime: Lifetime::default(),
-        };
         let passes = |from, to, plain: &[u8]| {
             let mut packet = Packet::new(plain);
-            let mut sender = AhOutbound::new(&SoftEsp, NOW, &ah(from)).unwrap();
+            let mut sender = AhOutbound::new(&SoftEsp, NOW, &ah_sa(from, v6)).unwrap();
             packet.with(|p| sender.seal(NOW, p)).unwrap();
-            let mut receiver = AhInbound::<_>::new(&SoftEsp, NOW, &far(ah(to))).unwrap();
+            let mut receiver = AhInbound::<_>::new(&SoftEsp, NOW, &ah_sa(to, v6).mirrored()).unwrap();
             packet.with(|p| receiver.open(NOW, p)).is_ok() && packet.bytes() == plain
         };
         let own = udp(local(v6), remote(v6), &vec![1; len]);
@@ -208,4 +197,62 @@ fn selectors_hold_for_what_lies_inside_and_a_tunnel_of_nonsense_is_refused() {
     nonsense[20] = 0xff;
     let sealed = seal(&sa(suite, Mode::Transport, false, false), &nonsense);
     assert_eq!(open(&wildcard, &sealed), Err(DropReason::BadIpHeader));
+}
+
+#[test]
+fn what_is_opened_and_sealed_keeps_the_encapsulation_it_came_in() {
+    let suite = EspSuite::Aes256Gcm16;
+    for v6 in [false, true] {
+        let gateway = sa(suite, Mode::Wildcard, v6, false);
+        let keys = |fill| towpath_base::testutil::esp_keys(suite, fill);
+        let mut bridge: Bridge<_> = Bridge::new(&SoftEsp, NOW, &gateway, &keys(60), &keys(61)).unwrap();
+        let mut ah: AhBridge<_> = AhBridge::shared(&SoftEsp, NOW, &ah_sa(Mode::Wildcard, v6)).unwrap();
+        let plain = udp(local(v6), remote(v6), &[1; 300]);
+        let answer = udp(remote(v6), local(v6), &[2; 200]);
+        for (round, mode) in [Mode::Tunnel, Mode::Transport, Mode::Tunnel]
+            .into_iter()
+            .enumerate()
+        {
+            // The ends know this mode alone.
+            let end = ChildSa {
+                mode,
+                ..gateway.clone()
+            };
+            let segment = ChildSa {
+                keys_in: keys(60),
+                keys_out: keys(61),
+                ..end.clone()
+            };
+            let mut sender = OutboundSa::new(&SoftEsp, NOW, &segment).unwrap();
+            sender.skip_to(round as u64);
+            let mut packet = Packet::new(&plain);
+            packet.with(|p| sender.seal(NOW, p, &mut TestRng(5))).unwrap();
+            packet.with(|p| bridge.open(true, NOW, p)).unwrap();
+            packet
+                .with(|p| bridge.seal(true, NOW, p, &mut TestRng(6)))
+                .unwrap();
+            assert_eq!(open(&end, &packet).as_deref(), Ok(&plain[..]), "{mode}");
+            if round == 0 {
+                // Nothing came that way yet: it is what the other way is.
+                let mut packet = Packet::new(&answer);
+                packet
+                    .with(|p| bridge.seal(false, NOW, p, &mut TestRng(7)))
+                    .unwrap();
+                let mut receiver = InboundSa::<_>::new(&SoftEsp, NOW, &segment).unwrap();
+                packet.with(|p| receiver.open(NOW, p)).unwrap();
+                assert_eq!(packet.bytes(), answer);
+            }
+
+            let end = ah_sa(mode, v6);
+            let mut sender = AhOutbound::new(&SoftEsp, NOW, &end).unwrap();
+            sender.skip_to(round as u64);
+            let mut packet = Packet::new(&plain);
+            packet.with(|p| sender.seal(NOW, p)).unwrap();
+            packet.with(|p| ah.open(true, NOW, p)).unwrap();
+            packet.with(|p| ah.seal(true, NOW, p)).unwrap();
+            let mut receiver = AhInbound::<_>::new(&SoftEsp, NOW, &end.mirrored()).unwrap();
+            packet.with(|p| receiver.open(NOW, p)).unwrap();
+            assert_eq!(packet.bytes(), plain, "AH {mode}");
+        }
+    }
 }

@@ -12,6 +12,7 @@
 
 mod ahead;
 mod installed;
+mod kept;
 mod outside;
 mod places;
 mod relayed;
@@ -21,14 +22,14 @@ mod wrapped;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use towpath_base::crypto::{
-    EspProvider, EspTransform, IcvProvider, IcvTransform, InspectProvider, InvalidKey, Rng, Whereabouts,
-};
+use towpath_base::crypto::{EspProvider, IcvProvider, InspectProvider, InvalidKey, Rng, Whereabouts};
 use towpath_base::packet::PacketBuf;
 use towpath_base::{DropReason, Instant, Spi, SubscriberHandle};
 use towpath_fabric::GatewaySa;
 use towpath_ipsec::Crossing;
+use towpath_ipsec::Used;
 use towpath_ipsec::ah;
 use towpath_ipsec::bridge::LifetimeEvent;
 use towpath_ipsec::locate::{self, Located};
@@ -44,6 +45,7 @@ pub use watch::{Tap, TapPoint, Tapped};
 use watch::{Watch, Whose};
 
 use installed::{Made, Quiet};
+use kept::Kept;
 use outside::Cut;
 pub use outside::Extra;
 pub use places::Places;
@@ -121,8 +123,12 @@ pub struct StoredStart {
     pub to_terminal: SharedStart,
     /// Packets the replay windows cover; the engine's choice when absent.
     pub replay_window: Option<u16>,
-    /// The number policies name the SA by; 0 is none.
+    /// The number it is stored under and policies name it by; 0 is none.
     pub number: u64,
+    /// What a former process used up.
+    pub used: Used,
+    /// Since it was added.
+    pub age: Duration,
 }
 
 /// Notices kept between two calls of [`Datapath::drain_notices`]; more are lost, and come again.
@@ -163,8 +169,8 @@ struct Entry<T, I, D> {
     inspecting: Option<Box<Inspecting<D>>>,
     /// Class `full` under the end-to-end keys.
     shared: Option<Box<SharedBridge<T>>>,
-    /// Its keys outlive the process: what its senders asked to have stored, once they may ask.
-    asked: Option<[Option<Wanted>; 2]>,
+    /// Its keys outlive the process.
+    kept: Option<Box<Kept>>,
     counters: SaCounters,
     /// Its pair in the relay.
     pair: Option<usize>,
@@ -196,6 +202,8 @@ pub struct Datapath<P: Suites> {
     to_terminal: Table<(IpAddr, Spi)>,
     /// Slots of the SAs that policies can name.
     by_number: HashMap<u64, usize>,
+    /// Slots of the stored SAs that were used since [`Datapath::keep`].
+    touched: Vec<usize>,
     notices: Vec<Notice>,
     limit: usize,
     /// The half of an SA to ask for while a packet is between opening and sealing; see [`Datapath::expect`].
@@ -232,6 +240,7 @@ impl<P: Suites> Datapath<P> {
             to_peer: Table::default(),
             to_terminal: Table::default(),
             by_number: HashMap::new(),
+            touched: Vec::new(),
             notices: Vec::with_capacity(MAX_NOTICES),
             limit,
             later: None,
@@ -291,7 +300,7 @@ impl<P: Suites> Datapath<P> {
             bridge: made.crossing,
             inspecting: made.inspecting,
             shared: made.shared,
-            asked: start.map(|_| [None; 2]),
+            kept: start.map(|start| Box::new(Kept::new(start.number))),
             counters,
             pair: None,
             quiet: made.encap.map(|encap| Quiet { encap, since: now }),
@@ -353,7 +362,8 @@ impl<P: Suites> Datapath<P> {
         if let Some(shared) = &mut entry.shared {
             shared.grant(to_peer, wanted);
         }
-        if let Some([peer, terminal]) = &mut entry.asked {
+        if let Some(kept) = &mut entry.kept {
+            let [peer, terminal] = &mut kept.asked;
             *(if to_peer { peer } else { terminal }) = None;
         }
     }
@@ -385,11 +395,7 @@ impl<P: Suites> Datapath<P> {
                 let event = shared.take_event();
                 tell_limit(&mut self.notices, entry.subscriber, entry.key.spi_in, event);
             }
-            // Whatever was asked and not answered is asked again.
-            if entry.asked.is_some() {
-                entry.asked = Some([None; 2]);
-                ask(&mut self.notices, entry);
-            }
+            entry.ask_again(&mut self.notices);
         }
     }
 
@@ -525,9 +531,7 @@ impl<P: Suites> Datapath<P> {
             tell_limit(&mut self.notices, entry.subscriber, entry.key.spi_in, event);
             passage = passed.map(|_| Passage::Onward);
         }
-        if entry.asked.is_some() {
-            ask(&mut self.notices, entry);
-        }
+        entry.keep(slot, &mut self.notices, &mut self.touched);
         if passage == Ok(Passage::Open) {
             passage = self.steer(slot, from, now, egress, packet, rng);
         }
@@ -609,31 +613,6 @@ impl Outside {
 fn tell(notices: &mut Vec<Notice>, notice: Notice) {
     if notices.len() < MAX_NOTICES && !notices.contains(&notice) {
         notices.push(notice);
-    }
-}
-
-/// Tells what the senders want stored, each wish once.
-fn ask<T: EspTransform, I: IcvTransform, D>(notices: &mut Vec<Notice>, entry: &mut Entry<T, I, D>) {
-    let wanted = match (&entry.bridge, &entry.shared) {
-        (Some(bridge), _) => bridge
-            .wanted()
-            .map(|limit| limit.map(|limit| Wanted { limit, top: None })),
-        (None, Some(shared)) => shared.wanted(),
-        (None, None) => return,
-    };
-    let Some(asked) = &mut entry.asked else {
-        return;
-    };
-    for (side, (wanted, asked)) in wanted.into_iter().zip(asked).enumerate() {
-        let Some(wanted) = wanted.filter(|_| asked.is_none() && notices.len() < MAX_NOTICES) else {
-            continue;
-        };
-        *asked = Some(wanted);
-        notices.push(Notice::Reserve {
-            key: entry.key,
-            to_peer: side == 0,
-            wanted,
-        });
     }
 }
 

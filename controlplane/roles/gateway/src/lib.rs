@@ -9,6 +9,7 @@
 //! | [`stored`] | SAs and policies that people brought |
 //! | [`worker`] | the thread that moves the frames |
 //! | [`keyservers`] | which keyserver serves which terminal |
+//! | [`windows`] | what stored SAs have used up, across SIGKILL |
 //! | [`limiter`] | floods cost their source, not the others |
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod keyservers;
 pub mod limiter;
 pub mod relay;
 pub mod stored;
+pub mod windows;
 pub mod worker;
 
 pub use control::Control;

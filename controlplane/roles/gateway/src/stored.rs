@@ -24,6 +24,7 @@ use towpath_ipsec::spd::{Spd, SpdError};
 use towpath_store::{KeyPrint, Ledger, Mark, Shelf, StoreError};
 
 use crate::datapath::{SaKey, StoredStart};
+use crate::windows::Windows;
 
 /// Most manual SAs.
 pub const MAX_SAS: usize = 100_000;
@@ -43,6 +44,8 @@ pub enum StoredError {
     Conflict(String),
     /// The store failed.
     Store(StoreError),
+    /// The file of replay windows failed.
+    Windows(std::io::Error),
 }
 
 impl fmt::Display for StoredError {
@@ -50,6 +53,7 @@ impl fmt::Display for StoredError {
         match self {
             Self::Invalid(text) | Self::NotFound(text) | Self::Conflict(text) => f.write_str(text),
             Self::Store(error) => error.fmt(f),
+            Self::Windows(error) => write!(f, "replay windows: {error}"),
         }
     }
 }
@@ -90,6 +94,8 @@ pub struct Stored {
     sas: BTreeMap<u64, Known>,
     sad: Sad,
     spd: Spd,
+    /// What the SAs have used up.
+    windows: Option<Windows>,
     /// Numbers start over: only to show that this is found.
     #[cfg(debug_assertions)]
     start_over: bool,
@@ -111,6 +117,7 @@ impl Stored {
             sad: Sad::new(2 * MAX_SAS),
             spd: Spd::new(MAX_POLICIES, DECISIONS, seed),
             ledger,
+            windows: None,
             #[cfg(debug_assertions)]
             start_over: false,
         };
@@ -124,6 +131,21 @@ impl Stored {
             stored.spd.insert(policy).map_err(refused_policy)?;
         }
         Ok(stored)
+    }
+
+    /// With replay windows and limits that survive the process, too. Call it before [`Stored::installations`].
+    #[must_use]
+    pub fn with_windows(mut self, windows: Windows) -> Self {
+        self.windows = Some(windows);
+        self
+    }
+
+    /// What the worker kept of windows and limits, onto the disk. About once a second.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.windows.as_ref().map_or(Ok(()), Windows::sync)
     }
 
     /// What the workers are to be given after a start, blocks reserved.
@@ -331,6 +353,10 @@ impl Stored {
         let sa = &known.sa;
         let keys = given(sa);
         let proof_needed = sa.protection.needs_proof();
+        let (used, age) = match &self.windows {
+            Some(windows) => windows.resume(sa.id).map_err(StoredError::Windows)?,
+            None => Default::default(),
+        };
         let start = match known.prints {
             None => StoredStart::default(),
             Some([peer, terminal]) => StoredStart {
@@ -338,6 +364,8 @@ impl Stored {
                 to_terminal: self.start(&terminal, proof_needed)?,
                 replay_window: Some(sa.replay_window),
                 number: sa.id,
+                used,
+                age,
             },
         };
         Ok(Installation {

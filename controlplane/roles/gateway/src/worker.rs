@@ -43,6 +43,7 @@ use path::Path;
 use crate::datapath::{Datapath, Notice, SaCounters, SaKey, Suites, Tap};
 use crate::relay::{FlowView, RelayTotals};
 use crate::stored::Installation;
+use crate::windows::Windows;
 
 /// Packets taken from one port at a time.
 const BATCH: usize = 64;
@@ -128,6 +129,8 @@ pub struct Parts<P: Suites, R> {
     pub control: mpsc::Sender<FromWorker>,
     /// The clock of the whole process.
     pub clock: fn() -> Instant,
+    /// Where it keeps what stored SAs have used up.
+    pub windows: Option<Windows>,
 }
 
 impl Worker {
@@ -155,6 +158,7 @@ impl Worker {
                 kernel,
                 control,
                 clock,
+                windows,
             } = parts;
             let engine = sockets.start();
             let ports = engine.ports().map(|(id, _)| id).collect();
@@ -164,6 +168,8 @@ impl Worker {
                 kernel,
                 control,
                 counters: shared_counters,
+                windows,
+                unkept: false,
             };
             Loop {
                 engine,
@@ -297,6 +303,7 @@ impl<P: Suites, R: Rng> Loop<P, R> {
             }
             let held_up = self.path.relay((self.clock)(), &mut self.engine);
             self.path.send_extra(&mut self.engine);
+            self.path.keep();
             self.engine.flush();
             if now >= next_tick {
                 self.path.datapath.tick(now);

@@ -989,3 +989,31 @@ fn a_relayed_connection_leaves_by_the_sa_its_policy_names() {
         );
     }
 }
+
+#[test]
+fn ends_that_know_tunnels_alone_are_relayed_under_a_wildcard() {
+    for v6 in [false, true] {
+        let shape = Shape {
+            v6,
+            mode: Mode::Wildcard,
+            ..PLAIN
+        };
+        let mut world = World::new(shape, RelayConfig::default());
+        let [terminal, peer] = addresses(v6);
+        let tunnel = Shape {
+            mode: Mode::Tunnel,
+            ..shape
+        };
+        let sa = child(terminal, peer, 0x1000, 1, tunnel);
+        for (end, sa) in [(0, segment(&sa, 11)), (1, sa.mirrored())] {
+            world.ends[end].out.clear();
+            world.ends[end].inbound.clear();
+            world.ends[end].give(world.now, &sa);
+        }
+        world.loss_per_mille = 20;
+        world.load(200_000);
+        world.run_until(Duration::from_secs(60), World::has_everything);
+        world.check();
+        assert_eq!(world.drops, []);
+    }
+}

@@ -334,6 +334,15 @@ pub(crate) struct Store {
     pub(crate) kek_file: PathBuf,
 }
 
+impl Store {
+    /// What SAs keyed by hand have used up, beside the database.
+    pub(crate) fn windows(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".windows");
+        name.into()
+    }
+}
+
 impl Default for Store {
     fn default() -> Self {
         Self {

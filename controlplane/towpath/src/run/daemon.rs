@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 use towpath_base::crypto::Rng;
 use towpath_base::profile::Subscriber;
 use towpath_base::{DropReason, Instant, SubscriberHandle};
@@ -18,6 +19,7 @@ use towpath_gateway::datagram;
 use towpath_gateway::datapath::SaKey;
 use towpath_gateway::keyservers::Keyservers;
 use towpath_gateway::stored::{Installation, Stored};
+use towpath_gateway::windows::Windows;
 use towpath_gateway::worker::{FromWorker, Worker};
 use towpath_ipsec::shared::Wanted;
 use towpath_kernel::{RawIpSender, SendError};
@@ -30,6 +32,9 @@ use super::Process;
 use super::manual::{Capture, KeptKeys, sa_key};
 use super::roles::{FromRoles, Roles};
 use crate::config::Config;
+
+/// How often what stored SAs have used up goes to the disk.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// Everything that runs here.
 pub(super) struct Daemon {
@@ -58,6 +63,8 @@ pub(super) struct Daemon {
     pub(super) captures: u64,
     /// Directions of shared-key SAs that fell to class `none`.
     pub(super) degraded_sas: u64,
+    /// When replay windows were last written to the disk.
+    synced: Instant,
 }
 
 /// What tests of nonces ask for.
@@ -77,6 +84,7 @@ impl Daemon {
     pub(super) async fn new(
         config: Config,
         store: RedbStore,
+        windows: Windows,
         dataplane: Dataplane,
         worker: Worker,
         events: EventBus,
@@ -86,6 +94,7 @@ impl Daemon {
             Err(_) => None,
         };
         let stored = Stored::open(Box::new(store.clone()), seed(), find).context("stored SAs")?;
+        let stored = stored.with_windows(windows);
         #[cfg(debug_assertions)]
         let stored = watched(stored, &config.debug)?;
         let roles = Roles::new(&config, Some(store)).await?;
@@ -114,6 +123,7 @@ impl Daemon {
             capture: None,
             captures: 0,
             degraded_sas: 0,
+            synced: super::now(),
         })
     }
 
@@ -154,6 +164,17 @@ impl Daemon {
             Err(error) => {
                 tracing::error!(%error, terminal = %key.local, peer = %key.remote, "numbers not reserved")
             }
+        }
+    }
+
+    /// Up to a second of what stored SAs accepted is lost in a power failure.
+    fn sync_windows(&mut self, now: Instant) {
+        if now.saturating_since(self.synced) < SYNC_EVERY {
+            return;
+        }
+        self.synced = now;
+        if let Err(error) = self.stored.sync() {
+            tracing::error!(%error, "replay windows do not reach the disk");
         }
     }
 
@@ -416,6 +437,7 @@ impl Process for Daemon {
         self.roles.handle_timeout(now);
         self.keyservers.handle_timeout(now);
         self.end_idle_capture(now);
+        self.sync_windows(now);
         self.settle(now);
     }
 

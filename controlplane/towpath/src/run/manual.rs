@@ -44,7 +44,7 @@ fn refused(error: StoredError) -> AdminError {
         StoredError::Invalid(_) => ErrorKind::Invalid,
         StoredError::NotFound(_) => ErrorKind::NotFound,
         StoredError::Conflict(_) => ErrorKind::Conflict,
-        StoredError::Store(_) => ErrorKind::Internal,
+        StoredError::Store(_) | StoredError::Windows(_) => ErrorKind::Internal,
     };
     AdminError::new(kind, error.to_string())
 }

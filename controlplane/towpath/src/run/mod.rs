@@ -35,6 +35,7 @@ use towpath_channel::Event as LinkEvent;
 use towpath_common::abi::Role as PortSide;
 use towpath_crypto::SystemRng;
 use towpath_gateway::datapath::Datapath;
+use towpath_gateway::windows::Windows;
 use towpath_gateway::worker::{FromWorker, Parts, Worker};
 use towpath_kernel::RawIpSender;
 use towpath_store::{Kek, RedbStore};
@@ -93,8 +94,9 @@ async fn serve(config: Config) -> Result<()> {
     }
     let store = store.context("a gateway keeps a store")?;
     let mut dataplane = load_dataplane(&config)?;
-    let worker = start_worker(&config, &mut dataplane, to_control)?;
-    let daemon = Daemon::new(config, store, dataplane, worker, events.clone()).await?;
+    let windows = Windows::open(&config.store.windows()).context("replay windows")?;
+    let worker = start_worker(&config, &mut dataplane, to_control, windows.try_clone()?)?;
+    let daemon = Daemon::new(config, store, windows, dataplane, worker, events.clone()).await?;
     turns(daemon, from_workers, admin, events).await
 }
 
@@ -245,6 +247,7 @@ fn start_worker(
     config: &Config,
     dataplane: &mut Dataplane,
     control: mpsc::Sender<towpath_gateway::worker::FromWorker>,
+    windows: Windows,
 ) -> Result<Worker> {
     if config.gateway.workers > 1 {
         bail!(
@@ -285,6 +288,7 @@ fn start_worker(
         kernel: RawIpSender::new(None).context("raw sockets")?,
         control,
         clock: now,
+        windows: Some(windows),
     };
     Worker::spawn(parts).context("packet worker")
 }

@@ -1,5 +1,7 @@
 //! What a gateway does with an AH SA of class `full`: checks with one segment's key, signs with the other's.
 
+use core::time::Duration;
+
 use towpath_base::crypto::{IcvProvider, IcvTransform, InvalidKey};
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::AhSa;
@@ -10,6 +12,7 @@ use crate::highwater::Reserved;
 use crate::inbound::{DEFAULT_WINDOW_WORDS, Opened};
 use crate::lifetime::LifetimeEvent;
 use crate::outbound::Sealed;
+use crate::used::Used;
 
 /// Both directions of one AH SA pair at a gateway; see [`crate::Bridge`] for the picture.
 #[derive(Debug)]
@@ -144,6 +147,9 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
             self.from_peer.open(now, packet)
         }?;
         self.follow(to_peer, opened.sequence);
+        // As in a bridge of ESP: on as it came.
+        self.to_peer.follow(opened.tunnelled, !to_peer);
+        self.to_terminal.follow(opened.tunnelled, to_peer);
         Ok(opened)
     }
 
@@ -190,6 +196,32 @@ impl<I: IcvTransform, const WORDS: usize> AhBridge<I, WORDS> {
     pub fn set_replay_window(&mut self, packets: u32) -> Option<()> {
         self.from_terminal.set_replay_window(packets)?;
         self.from_peer.set_replay_window(packets)
+    }
+
+    /// What it has used up.
+    pub const fn used(&self) -> Used {
+        let (to_peer, to_terminal) = (self.to_peer.meter(), self.from_peer.meter());
+        Used {
+            received: [
+                self.from_terminal.highest_sequence(),
+                self.from_peer.highest_sequence(),
+            ],
+            packets: [to_peer.packets(), to_terminal.packets()],
+            bytes: [to_peer.bytes(), to_terminal.bytes()],
+        }
+    }
+
+    /// Goes on where a former owner of the same SA was, `age` old. After [`AhBridge::set_replay_window`].
+    pub fn resume(&mut self, used: &Used, age: Duration) {
+        let Used {
+            received: [terminal, peer],
+            packets,
+            bytes,
+        } = *used;
+        self.from_terminal.resume_window(terminal);
+        self.from_peer.resume_window(peer);
+        self.to_peer.meter_mut().resume(age, packets[0], bytes[0]);
+        self.from_peer.meter_mut().resume(age, packets[1], bytes[1]);
     }
 
     /// The limits to store next, first of the sender to the peer.

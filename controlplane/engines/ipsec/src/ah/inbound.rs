@@ -85,6 +85,11 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
         self.mode
     }
 
+    /// Accepts nothing up to `highest` any more: a former owner of the same SA may have.
+    pub(crate) fn resume_window(&mut self, highest: u64) {
+        self.window.resume(highest);
+    }
+
     /// Highest sequence number accepted so far.
     pub const fn highest_sequence(&self) -> u64 {
         self.window.highest()
@@ -111,7 +116,11 @@ impl<I: IcvTransform, const WORDS: usize> AhInbound<I, WORDS> {
         let (sequence, flow, len) = self.check(now, packet.bytes_mut(), &at)?;
         self.uncover(packet, &at, len)?;
         self.meter.count(now, packet.len());
-        Ok(Opened { sequence, flow })
+        Ok(Opened {
+            sequence,
+            flow,
+            tunnelled: came_tunnelled(self.mode, at.next_header),
+        })
     }
 
     /// Checks everything where the packet lies. The last of the result is the length of what AH carries.

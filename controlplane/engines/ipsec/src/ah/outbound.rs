@@ -36,6 +36,8 @@ pub struct AhOutbound<I> {
     path_mtu: PathMtu,
     outer: OuterPolicy,
     reserved: Reserved,
+    /// Under `wildcard`: whether what it passes on came in tunnels, once that is known.
+    tunnels: Option<bool>,
 }
 
 impl<I: IcvTransform> AhOutbound<I> {
@@ -72,6 +74,7 @@ impl<I: IcvTransform> AhOutbound<I> {
             path_mtu: PathMtu::NONE,
             outer: OuterPolicy::default(),
             reserved: Reserved::EVERYTHING,
+            tunnels: None,
         })
     }
 
@@ -130,6 +133,14 @@ impl<I: IcvTransform> AhOutbound<I> {
     /// Largest plain IP packet that signed is at most `mtu` bytes long; `inner_v4` is its family.
     pub fn largest_plain(&self, mtu: u16, inner_v4: bool) -> u16 {
         mtu.saturating_sub(self.overhead(inner_v4) as u16)
+    }
+
+    /// Under mode `wildcard`: seals in tunnels, or as each packet needs it. For whoever passes packets on and knows how they
+    /// came; a `guess` gives way to what is known.
+    pub(crate) fn follow(&mut self, tunnelled: bool, guess: bool) {
+        if !guess || self.tunnels.is_none() {
+            self.tunnels = Some(tunnelled);
+        }
     }
 
     /// Limits and counters.
@@ -193,7 +204,13 @@ impl<I: IcvTransform> AhOutbound<I> {
     /// cannot foretell.
     pub fn seal(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<Sealed, DropReason> {
         self.meter.check(now)?;
-        let (ip, tunnel) = Ip::for_mode(packet.bytes(), self.mode, self.local, self.remote)?;
+        let (ip, tunnel) = Ip::for_mode(
+            packet.bytes(),
+            self.mode,
+            self.tunnels == Some(true),
+            self.local,
+            self.remote,
+        )?;
         let outer_len = if tunnel { outer::len(self.remote) } else { 0 };
         packet
             .strip_back(packet.len() - ip.end)

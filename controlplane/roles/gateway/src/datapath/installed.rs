@@ -116,7 +116,13 @@ impl<P: Suites> Made<P> {
             (None, Some(shared)) => shared.set_replay_window(packets.into()),
             (None, None) => Some(()),
         };
-        chosen.ok_or(InstallError::Window)
+        chosen.ok_or(InstallError::Window)?;
+        match (&mut self.crossing, &mut self.shared) {
+            (Some(crossing), _) => crossing.resume(&start.used, start.age),
+            (None, Some(shared)) => shared.resume(&start.used, start.age),
+            (None, None) => {}
+        }
+        Ok(())
     }
 }
 

@@ -153,6 +153,7 @@ impl<P: Suites> Datapath<P> {
             entry.key.spi_in,
             bridge.take_event(),
         );
+        entry.keep(slot, &mut self.notices, &mut self.touched);
         self.watch
             .sealed(&entry.key, spoken.to.opposite(), false, packet.bytes());
         if spoken.to == Side::Network {

@@ -19,7 +19,7 @@ use towpath_tcp::relay::Side;
 use super::outside::{self, Cut};
 use super::relayed::Place;
 use super::watch::{Watch, Whose};
-use super::{Datapath, Entry, Passage, Suites, ask, tell_limit};
+use super::{Datapath, Entry, Passage, Suites, tell_limit};
 use crate::relay::Egress;
 
 /// The slot of the first SA a policy names for the packet that is `usable`; `None` if no policy names any.
@@ -104,9 +104,7 @@ impl<P: Suites> Datapath<P> {
             quiet.since = now;
         }
         tell_limit(&mut self.notices, entry.subscriber, entry.key.spi_in, event);
-        if entry.asked.is_some() {
-            ask(&mut self.notices, entry);
-        }
+        entry.keep(leaves_by, &mut self.notices, &mut self.touched);
         if passage == Passage::Steered {
             watch.sealed(&entry.key, from, false, packet.bytes());
         }

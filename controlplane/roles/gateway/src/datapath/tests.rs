@@ -338,17 +338,7 @@ fn ah_alone_is_checked_and_signed_anew_both_ways_and_a_changed_byte_is_refused()
         assert_eq!(refused, Disposition::Drop(DropReason::EspAuthFailed));
         let passed = frame.with(|packet| path.process(now, ACCESS, packet, &mut rng));
         assert_eq!(passed, Disposition::Forward);
-        let ends = AhSa {
-            local: peer,
-            remote: terminal,
-            spi_in: SPI_OUT,
-            spi_out: SPI_IN,
-            key_in: ah_key(2),
-            key_out: ah_key(1),
-            local_ts: negotiated.remote_ts,
-            remote_ts: negotiated.local_ts,
-            ..negotiated
-        };
+        let ends = negotiated.mirrored();
         let mut inward: AhInbound<_> = AhInbound::new(&SoftEsp, now, &ends).unwrap();
         frame.with(|packet| inward.open(now, packet)).unwrap();
         assert_eq!(frame.bytes(), original, "v6={v6}");
@@ -403,15 +393,7 @@ fn bundle(suite: EspSuite, mode: Mode, v6: bool, now: Instant) -> Bundle {
         ah: ah_segments(terminal, peer, true),
     };
     path.install(now, &gateway(terminal, peer, given)).unwrap();
-    let ends = AhSa {
-        local: peer,
-        remote: terminal,
-        spi_in: SPI_OUT,
-        spi_out: SPI_IN,
-        key_in: ah_key(2),
-        key_out: ah_key(1),
-        ..ah(terminal, peer, true, 1, 2)
-    };
+    let ends = ah(terminal, peer, true, 1, 2).mirrored();
     Bundle {
         path,
         esp_out: OutboundSa::new(&SoftEsp, now, &segment).unwrap(),

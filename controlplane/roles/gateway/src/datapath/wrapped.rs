@@ -98,11 +98,11 @@ impl<P: Suites> Datapath<P> {
                 continue;
             };
             let ours = locate::carried(packet).is_ok_and(|piece| piece.destination == outside.destination);
-            let room = usize::from(wrap.len());
-            let mut whole = vec![0; room + packet.len()];
             if !ours {
                 continue;
             }
+            let room = usize::from(wrap.len());
+            let mut whole = vec![0; room + packet.len()];
             if let Some(rest) = whole.get_mut(room..) {
                 rest.copy_from_slice(packet);
             }

@@ -3,6 +3,7 @@ use towpath_base::policy::PolicySelector;
 use towpath_base::sa::{EspKeys, EspSuite, Lifetime, Mode};
 use towpath_base::selector::TrafficSelector;
 use towpath_base::{DropReason, Instant, SecretKey};
+use towpath_ipsec::Used;
 use towpath_ipsec::soft::SoftEsp;
 use towpath_store::{Kek, RedbStore};
 
@@ -238,6 +239,11 @@ impl Terminal {
             panic!()
         };
         let child = sa.child(*suite, segment_in, segment_out);
+        // The limit under test is the gateway's.
+        let child = towpath_base::sa::ChildSa {
+            lifetime: Lifetime::default(),
+            ..child
+        };
         Self {
             out: towpath_ipsec::OutboundSa::new(&SoftEsp, NOW, &child).unwrap(),
             rng: towpath_base::testutil::SeededRng::new(1),
@@ -251,6 +257,12 @@ impl Terminal {
 
     /// As [`Terminal::send`]; also what became of the packet.
     fn sent(&mut self, path: &mut Datapath<SoftEsp>, port: u16) -> (Disposition, Vec<u8>) {
+        let sealed = self.seal(port);
+        self.put(path, &sealed)
+    }
+
+    /// A UDP datagram to `port`, 68 bytes long before it is sealed.
+    fn seal(&mut self, port: u16) -> Vec<u8> {
         let datagram = towpath_fabric::Datagram {
             source: "10.0.0.1:7000".parse().unwrap(),
             destination: std::net::SocketAddr::new("10.0.0.2".parse().unwrap(), port),
@@ -261,6 +273,14 @@ impl Terminal {
         buffer[256..256 + packet.len()].copy_from_slice(&packet);
         let mut packet = PacketBuf::new(&mut buffer, 256, packet.len()).unwrap();
         self.out.seal(NOW, &mut packet, &mut self.rng).unwrap();
+        packet.bytes().to_vec()
+    }
+
+    /// Shows `path` a packet of the terminal, perhaps not for the first time.
+    fn put(&mut self, path: &mut Datapath<SoftEsp>, sealed: &[u8]) -> (Disposition, Vec<u8>) {
+        let mut buffer = [0; 1024];
+        buffer[256..256 + sealed.len()].copy_from_slice(sealed);
+        let mut packet = PacketBuf::new(&mut buffer, 256, sealed.len()).unwrap();
         let arrival = Arrival {
             from_access: true,
             egress: None,
@@ -448,4 +468,54 @@ fn a_policy_steers_packets_to_the_first_sa_it_names_that_can_carry_them() {
     path.remove(&given[4]);
     assert_eq!(leaves_by(&mut path, 8000), Err(DropReason::PolicyNoSa));
     assert_eq!(leaves_by(&mut path, 7001), Ok(Spi(0x1001)));
+}
+
+#[test]
+fn a_successor_accepts_nothing_again_and_goes_on_counting_towards_the_limits() {
+    let directory = tempfile::tempdir().unwrap();
+    let windows = || Windows::open(&directory.path().join("windows")).unwrap();
+    let store = store();
+    let limited = ManualSa {
+        lifetime: Lifetime {
+            hard_bytes: 68 * 7,
+            ..Lifetime::default()
+        },
+        ..sa("a", 0x1000, segments(1))
+    };
+    let mut terminal = Terminal::of(&limited);
+    open(&store)
+        .with_windows(windows())
+        .add(limited, SubscriberHandle(3))
+        .unwrap();
+    let mut before: Vec<Vec<u8>> = Vec::new();
+    // Each life ends without a word: what was kept packet by packet is all that is left.
+    for life in 0..4 {
+        let installation = open(&store)
+            .with_windows(windows())
+            .installations()
+            .unwrap()
+            .remove(0);
+        let mut path = Datapath::new(SoftEsp, 8);
+        path.install_stored(NOW, &installation.sa, &installation.start)
+            .unwrap();
+        for old in &before {
+            let outcome = terminal.put(&mut path, old).0;
+            assert_eq!(outcome, Disposition::Drop(DropReason::EspReplayed), "life {life}");
+        }
+        for packet in 0..2 {
+            let sealed = terminal.seal(7001);
+            let outcome = terminal.put(&mut path, &sealed).0;
+            let fits = life * 2 + packet < 7;
+            let expired = Disposition::Drop(DropReason::EspLifetimeExpired);
+            assert_eq!(outcome, if fits { Disposition::Forward } else { expired });
+            path.keep(|number, used| windows().keep(number, used).unwrap());
+            before.extend(fits.then_some(sealed));
+        }
+    }
+    // Removed and brought again it is another SA.
+    let mut stored = open(&store).with_windows(windows());
+    let again = stored.find("a").unwrap().clone();
+    stored.remove("a").unwrap();
+    let installation = stored.add(again, SubscriberHandle(3)).unwrap();
+    assert_eq!(installation.start.used, Used::default());
 }

@@ -17,6 +17,7 @@ use super::link::{add_ethernet, arrival, decrement_ttl, egress, l3};
 use super::{AHEAD, Counters, FromWorker, RELAY_BURST};
 use crate::datapath::{Datapath, Departure, Disposition, Expected, Extra, SaKey, StoredStart, Suites};
 use crate::relay::Egress;
+use crate::windows::Windows;
 
 /// What happens to one frame.
 pub(super) struct Path<P: Suites, R> {
@@ -25,6 +26,9 @@ pub(super) struct Path<P: Suites, R> {
     pub(super) kernel: RawIpSender,
     pub(super) control: mpsc::Sender<FromWorker>,
     pub(super) counters: Arc<Counters>,
+    pub(super) windows: Option<Windows>,
+    /// Keeping failed, and was logged.
+    pub(super) unkept: bool,
 }
 
 impl<P: Suites, R: Rng> Path<P, R> {
@@ -247,7 +251,8 @@ impl<P: Suites, R: Rng> Path<P, R> {
         }
     }
 
-    fn through_kernel(&self, packet: &[u8]) {
+    fn through_kernel(&mut self, packet: &[u8]) {
+        self.keep();
         match self
             .kernel
             .send(packet)
@@ -287,6 +292,19 @@ impl<P: Suites, R: Rng> Path<P, R> {
             }
         }
         Err(last)
+    }
+
+    /// Keeps what stored SAs have used up, before the packets that used it leave.
+    pub(super) fn keep(&mut self) {
+        let Self { windows, unkept, .. } = self;
+        self.datapath.keep(|number, used| {
+            let Some(windows) = windows else { return };
+            if let Err(error) = windows.keep(number, used)
+                && !std::mem::replace(unkept, true)
+            {
+                tracing::error!(%error, "replay windows are not kept: after a restart packets may be accepted twice");
+            }
+        });
     }
 
     pub(super) fn install(&mut self, now: Instant, sa: &GatewaySa, start: Option<&StoredStart>) {
