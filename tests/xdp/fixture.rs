@@ -3,7 +3,7 @@
 //! ```text
 //! # A sentence that says what this is about.
 //! port: access | core | bare
-//! profile: address=PREFIX handle=N to=PORT[n],... from=PORT[n],... flags=esp,ah,pairs
+//! profile: address=PREFIX handle=N to=PORT[n],... from=PORT[n],... flags=esp,ah,tcp,pairs
 //! pair: terminal=ADDRESS peer=ADDRESS handle=N to=... from=... flags=...
 //! gateway: address=ADDRESS port=N handle=N
 //! in:
@@ -24,7 +24,7 @@ use std::{fs, iter};
 
 use towpath_base::selector::Prefix;
 use towpath_bpf::CompiledProfile;
-use towpath_common::abi::{CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, ProfileEntry};
+use towpath_common::abi::{CONSULT_PAIRS, DIVERT_AH, DIVERT_ESP, DIVERT_TCP, ProfileEntry};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Fixture {
@@ -162,6 +162,7 @@ fn entry(handle: u64, to: &str, from: &str, flags: &str) -> Result<ProfileEntry,
         "esp" => Ok(flags | DIVERT_ESP),
         "ah" => Ok(flags | DIVERT_AH),
         "pairs" => Ok(flags | CONSULT_PAIRS),
+        "tcp" => Ok(flags | DIVERT_TCP),
         "-" => Ok(flags),
         _ => Err(format!("unknown flag {name}")),
     })?;

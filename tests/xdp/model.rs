@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use towpath_bpf::{Action, CompiledProfile, Dataplane, TestOutcome};
 use towpath_common::abi::{
-    Address, Count, GLOBAL_GATEWAY, GatewayCondition, GatewayKey, Globals, PairKey, ProfileEntry,
+    Address, Count, DIVERT_TCP, GLOBAL_GATEWAY, GLOBAL_TCP, GatewayCondition, GatewayKey, Globals, PairKey,
+    ProfileEntry,
 };
 use towpath_common::classify::Tables;
 use towpath_common::counter::{Counter, DivertKind, FibStatus, PassReason};
@@ -47,11 +48,18 @@ impl Model {
     }
 
     pub(crate) fn globals(&self, reserved_spi: u64) -> Globals {
-        let flags = if self.gateway.is_empty() {
+        let mut flags = if self.gateway.is_empty() {
             0
         } else {
             GLOBAL_GATEWAY
         };
+        let entries = self.entries.iter().map(|(_, entry)| entry);
+        if entries
+            .chain(self.pairs.values())
+            .any(|entry| entry.flags & DIVERT_TCP != 0)
+        {
+            flags |= GLOBAL_TCP;
+        }
         Globals {
             reserved_spi,
             abi_version: towpath_common::abi::ABI_VERSION,
@@ -120,6 +128,20 @@ impl Observed {
                 Counter::Divert(counted),
             ) => (kind, handle, from_terminal) == (counted, self.handle, self.from_terminal),
             (Verdict::Ordinary, Counter::Forwarded) => true,
+            // The relay gets what could be forwarded, and while it is there.
+            (
+                Verdict::Divert {
+                    kind: DivertKind::Tcp,
+                    ..
+                },
+                Counter::Pass(reason),
+            ) => matches!(
+                reason,
+                PassReason::NotForwarded
+                    | PassReason::TooBig
+                    | PassReason::EgressNotPort
+                    | PassReason::NoRelay
+            ),
             (Verdict::Ordinary, Counter::Pass(reason)) => matches!(
                 reason,
                 PassReason::NotForwarded
