@@ -23,8 +23,10 @@ use crate::sh::Usage;
 /// A part: its name, and what it measures.
 type Part = (&'static str, fn(&Stage, &Plan) -> Result<Vec<Record>>);
 
-/// The parts, in the order in which they are measured.
+/// The parts, in the order in which they are measured. Memory comes first: in a process that has carried load before, new
+/// connections take what others left, and it does not grow.
 const PARTS: [Part; 8] = [
+    ("idle", cost::idle),
     ("goodput", bulk::goodput),
     ("megabyte", bulk::megabyte),
     ("snoop", bulk::snoop),
@@ -32,7 +34,6 @@ const PARTS: [Part; 8] = [
     ("processor", cost::processor),
     ("profile", cost::profile),
     ("latency", cost::latency),
-    ("idle", cost::idle),
 ];
 
 /// The part that needs no stage.

@@ -1,10 +1,11 @@
-//! Where the baseline is measured: two hosts and a gateway in the clear, no impairment.
+//! Where relays are measured in the clear, no impairment: two hosts and a gateway, which is the kernel with the baseline's relay
+//! or Towpath.
 //!
 //! ```text
 //!   left  10.81.1.2 ───── bs0  gateway  bs1 ───── 10.81.2.2  right
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -23,14 +24,38 @@ pub(super) const DEVICES: [&str; 2] = ["bs0", "bs1"];
 /// The namespaces and the relay, removed when dropped.
 pub(super) struct Street {
     name: String,
-    relay: Option<Helper>,
+    relay: Relay,
+}
+
+/// Who relays.
+enum Relay {
+    None,
+    Splice(Helper),
+    Ours(Daemon),
 }
 
 impl Street {
     /// Makes it; with `offloads`, the kernel may aggregate as it likes.
     pub(super) fn new(offloads: bool) -> Result<Self> {
-        let name = format!("bs{}{}", std::process::id(), if offloads { "b" } else { "w" });
-        let mut street = Self { name, relay: None };
+        let mut street = Self::built(if offloads { "b" } else { "w" }, offloads)?;
+        let (space, port) = (street.named("g"), PORT.to_string());
+        street.relay = Relay::Splice(Helper::start(&space, &["splice", &port, "10.81.2.2:7300"])?);
+        Ok(street)
+    }
+
+    /// Makes it with Towpath as the gateway, which splits what goes from the left to the right.
+    pub(super) fn ours(root: &Path) -> Result<Self> {
+        let mut street = Self::built("t", false)?;
+        street.relay = Relay::Ours(Daemon::start(root, &street.named("g"))?);
+        Ok(street)
+    }
+
+    fn built(suffix: &str, offloads: bool) -> Result<Self> {
+        let name = format!("bs{}{suffix}", std::process::id());
+        let street = Self {
+            name,
+            relay: Relay::None,
+        };
         for role in ["l", "g", "r"] {
             ip(&format!("netns add {}", street.named(role)))?;
         }
@@ -41,7 +66,6 @@ impl Street {
             "netns exec {} sysctl -qw net.ipv4.ip_forward=1",
             street.named("g")
         ))?;
-        street.start_relay()?;
         Ok(street)
     }
 
@@ -67,33 +91,138 @@ impl Street {
             }
             ip(&format!("-n {space} link set dev {interface} up"))?;
             large_windows(space)?;
+            many_connections(space)?;
         }
         ip(&format!("-n {far} route add default via 10.81.{net}.1"))?;
         own_receiver(&near, device)?;
         own_receiver(&far, "eth0")
     }
 
-    fn start_relay(&mut self) -> Result<()> {
-        let port = PORT.to_string();
-        self.relay = Some(Helper::start(
-            &self.named("g"),
-            &["splice", &port, "10.81.2.2:7300"],
-        )?);
-        Ok(())
+    /// Process id of the relay.
+    pub(super) const fn relay(&self) -> u32 {
+        match &self.relay {
+            Relay::None => 0,
+            Relay::Splice(helper) => helper.process.pid,
+            Relay::Ours(daemon) => daemon.process.pid,
+        }
     }
 
-    pub(super) fn relay(&self) -> u32 {
-        self.relay.as_ref().map_or(0, |helper| helper.process.pid)
+    /// Where a client on the left connects to be relayed; `directly` leaves the baseline's relay out.
+    pub(super) const fn address(&self, directly: bool) -> ([u8; 4], u16) {
+        match &self.relay {
+            Relay::Splice(_) if !directly => ([10, 81, 1, 1], PORT),
+            _ => ([10, 81, 2, 2], 7300),
+        }
     }
 }
 
 impl Drop for Street {
     fn drop(&mut self) {
-        self.relay = None;
+        self.relay = Relay::None;
         for role in ["l", "g", "r"] {
             let _ = ip(&format!("netns del {}", self.named(role)));
         }
     }
+}
+
+/// Connections by the thousand in a row: what ended is forgotten at once, or the kernel's search for a free port is what
+/// is measured.
+pub(super) fn many_connections(namespace: &str) -> Result<()> {
+    for setting in ["tcp_max_tw_buckets=64", "ip_local_port_range=1024 65000"] {
+        let setting = format!("net.ipv4.{setting}");
+        Cmd::new("nsenter")
+            .args([
+                &format!("--net=/run/netns/{namespace}"),
+                "--",
+                "sysctl",
+                "-qw",
+                &setting,
+            ])
+            .run()?;
+    }
+    Ok(())
+}
+
+/// Towpath in the gateway's namespace, ended when dropped.
+struct Daemon {
+    process: Process,
+    dir: PathBuf,
+    pins: PathBuf,
+}
+
+impl Daemon {
+    fn start(root: &Path, namespace: &str) -> Result<Self> {
+        let dir = std::env::temp_dir().join(format!("{namespace}-towpath"));
+        let pins = Path::new("/sys/fs/bpf").join(namespace);
+        for old in [&dir, &pins] {
+            let _ = std::fs::remove_dir_all(old);
+        }
+        std::fs::create_dir_all(&dir)?;
+        private(&dir.join("store.key"), &"5a".repeat(32))?;
+        let config = format!(
+            "roles = [\"gateway\", \"keyserver\", \"registry\"]\n[gateway]\npin_dir = {pins:?}\nbpf_object = {object:?}\n\
+             [[gateway.port]]\nname = {left:?}\nrole = \"access\"\n[[gateway.port]]\nname = {right:?}\nrole = \"core\"\n\
+             [store]\npath = {store:?}\nkek_file = {kek:?}\n[admin]\nsocket = {socket:?}\n\
+             [[relay.rule]]\nclass = \"clear\"\naction = \"split\"\n",
+            object = crate::ebpf::build(root)?,
+            left = DEVICES[0],
+            right = DEVICES[1],
+            store = dir.join("towpath.redb"),
+            kek = dir.join("store.key"),
+            socket = dir.join("admin"),
+        );
+        private(&dir.join("gw.toml"), &config)?;
+        let subscriber = format!(
+            "{{\"name\": \"left\", \"attachment\": \"fixed\", \"addresses\": [\"10.81.1.2/32\"], \"ksub\": \"{}\"}}",
+            "a5".repeat(32)
+        );
+        private(&dir.join("left.json"), &subscriber)?;
+        let log = dir.join("log");
+        let run = towpath(namespace)?.args(["run"]);
+        let process = Process::note("towpath", configured(run, &dir).spawn(&log)?);
+        let daemon = Self { process, dir, pins };
+        let cli = |words: &[&str]| {
+            let cmd = configured(towpath(namespace)?.args(words), &daemon.dir);
+            cmd.limit(Duration::from_secs(10)).output()
+        };
+        let answers = || cli(&["status"]).is_ok_and(|out| out.ok()) || !daemon.process.alive();
+        let up = wait_for(Duration::from_secs(20), answers) && daemon.process.alive();
+        let file = daemon.dir.join("left.json").display().to_string();
+        let added = cli(&["subscriber", "import", &file])?;
+        if !up || !added.ok() {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            bail!("Towpath does not serve the street: {}\n{said}", added.all());
+        }
+        Ok(daemon)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.process.end(Duration::from_secs(2));
+        for gone in [&self.dir, &self.pins] {
+            let _ = std::fs::remove_dir_all(gone);
+        }
+    }
+}
+
+fn towpath(namespace: &str) -> Result<Cmd> {
+    let enter = format!("--net=/run/netns/{namespace}");
+    Ok(Cmd::new("nsenter")
+        .args([&enter, "--"])
+        .arg(programs()?.join("towpath")))
+}
+
+fn configured(cmd: Cmd, dir: &Path) -> Cmd {
+    cmd.arg("--config").arg(dir.join("gw.toml"))
+}
+
+fn private(path: &Path, text: &str) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
 }
 
 /// A `pump` of this program in a named namespace, ended when dropped.
