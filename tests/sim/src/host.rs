@@ -76,6 +76,31 @@ pub enum Fault {
     },
 }
 
+/// The receive window of a host that tunes it as Linux does: 64 KiB at first, then twice what its program read in
+/// the best round trip so far.
+#[derive(Debug)]
+struct TunedWindow {
+    rtt: Duration,
+    since: Instant,
+    /// Read by then.
+    read: u64,
+    best: u64,
+}
+
+impl TunedWindow {
+    const FIRST: u64 = 64 << 10;
+
+    /// The window from now on, if a round trip has passed.
+    fn turn(&mut self, now: Instant, read: u64) -> Option<usize> {
+        if now.saturating_since(self.since) < self.rtt {
+            return None;
+        }
+        self.best = self.best.max(read - self.read);
+        (self.since, self.read) = (now, read);
+        Some((2 * self.best).max(Self::FIRST) as usize)
+    }
+}
+
 /// A connection of a host and its application.
 #[derive(Debug)]
 pub struct Socket {
@@ -105,9 +130,21 @@ pub struct Socket {
     /// First thing that went wrong.
     pub fault: Option<Fault>,
     refusal: Option<Header>,
+    tuned: Option<TunedWindow>,
 }
 
 impl Socket {
+    /// Lets the receive window grow as Linux' does over a path of `rtt`.
+    pub fn tune_window(&mut self, rtt: Duration) {
+        self.endpoint.set_receive_limit(TunedWindow::FIRST as usize);
+        self.tuned = Some(TunedWindow {
+            rtt,
+            since: Instant::ZERO,
+            read: 0,
+            best: 0,
+        });
+    }
+
     /// A socket whose peer writes `peer_script`.
     pub fn new(
         endpoint: Endpoint,
@@ -134,6 +171,7 @@ impl Socket {
             closed: false,
             fault: None,
             refusal: None,
+            tuned: None,
         }
     }
 
@@ -238,6 +276,9 @@ impl Socket {
         if count > 0 {
             self.read += count;
             self.last_read = now;
+            if let Some(window) = self.tuned.as_mut().and_then(|tuned| tuned.turn(now, self.read)) {
+                self.endpoint.set_receive_limit(window);
+            }
             self.endpoint.consume(now, count as usize);
         }
         if !self.saw_end && self.endpoint.is_finished() {

@@ -10,11 +10,12 @@ use towpath_tcp::{Algorithm, PathMemory};
 
 const USAGE: &str = "usage: towpath-sim goodput [SECONDS]
        towpath-sim scenarios [FIRST] [COUNT]
-       towpath-sim share
+       towpath-sim share [all]
        towpath-sim megabyte [ROUNDS]
        towpath-sim bulk direct|split|snoop cubic|bbr|radio RTT_MS MBIT LOSS_PERCENT SECONDS [SEED [MBIT LOSS_PERCENT]]
 (the last two: as remembered)
-TOWPATH_SIM_TRACE=1 prints every packet, TOWPATH_SIM_FLOW=1 the sender's state five times a second.";
+TOWPATH_SIM_TRACE=1 prints every packet, TOWPATH_SIM_FLOW=1 the sender's state five times a second,
+TOWPATH_SIM_EARLY=0 forbids early repeats.";
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -30,37 +31,49 @@ fn main() {
             let (first, count) = (number(0), number(1000));
             scenarios(first, count);
         }
-        Some("share") => sharing(),
+        Some("share") => sharing(arguments.next().is_some()),
         Some("megabyte") => megabyte(arguments.next().and_then(|text| text.parse().ok()).unwrap_or(101)),
         Some("bulk") => one(&arguments.collect::<Vec<_>>()),
         _ => eprintln!("{USAGE}"),
     }
 }
 
-/// Pairs of senders on a clean bottleneck of 20 Mb/s.
-fn sharing() {
-    println!("rtt ms  queue BDP  pair             first  second Mb/s  Jain  mean queue BDP");
+/// Pairs of senders on a clean bottleneck of 20 Mb/s, the second one beginning at many different moments.
+fn sharing(all: bool) {
+    println!("rtt ms  queue BDP  pair             first  second Mb/s  Jain  (p10)  mean queue BDP");
     for (rtt, queue) in [(40, 1.0), (40, 2.0), (100, 1.0), (100, 2.0)] {
         for pair in [
-            [Algorithm::Cubic, Algorithm::Cubic],
-            [Algorithm::Radio, Algorithm::Radio],
             [Algorithm::Radio, Algorithm::Cubic],
+            [Algorithm::Cubic, Algorithm::Radio],
+            [Algorithm::Radio, Algorithm::Radio],
+            [Algorithm::Cubic, Algorithm::Cubic],
             [Algorithm::Bbr, Algorithm::Cubic],
         ] {
-            let share = share(
-                pair,
-                20_000_000,
-                Duration::from_millis(rtt),
-                queue,
-                Duration::from_secs(120),
-            );
+            if !all && pair[0] != Algorithm::Radio && pair[1] != Algorithm::Radio {
+                continue;
+            }
+            let mut shares: Vec<_> = (0..15)
+                .map(|phase| {
+                    share(
+                        pair,
+                        20_000_000,
+                        Duration::from_millis(rtt),
+                        queue,
+                        [Duration::from_secs(10), Duration::from_secs(60)],
+                        Duration::from_millis(phase * 137),
+                    )
+                })
+                .collect();
+            shares.sort_by(|a, b| a.jain.total_cmp(&b.jain));
+            let median = shares[shares.len() / 2];
             println!(
-                "{rtt:6}  {queue:9}  {:15}  {:5.1}  {:11.1}  {:4.2}  {:14.2}",
+                "{rtt:6}  {queue:9}  {:15}  {:5.1}  {:11.1}  {:4.2}   {:4.2}  {:14.2}",
                 format!("{:?} {:?}", pair[0], pair[1]),
-                share.goodput[0] / 1e6,
-                share.goodput[1] / 1e6,
-                share.jain,
-                share.queue_bdp,
+                median.goodput[0] / 1e6,
+                median.goodput[1] / 1e6,
+                median.jain,
+                shares[shares.len() / 10].jain,
+                median.queue_bdp,
             );
         }
     }
@@ -68,7 +81,7 @@ fn sharing() {
 
 /// How long the first megabyte takes: end to end, over a path the relay does not know, and over one it knows.
 fn megabyte(rounds: u64) {
-    println!("rtt ms  Mb/s  loss %  what              median s  p90 s  BBR ÷ ours");
+    println!("rtt ms  Mb/s  loss %  what              median s  p90 s  BBR ÷ ours  early kB");
     for (rtt, megabits, loss) in [(40, 50, 0.01), (100, 50, 0.01), (100, 50, 0.05), (600, 20, 0.01)] {
         let rtt = Duration::from_millis(rtt);
         let transfer = |algorithm, path, memory, seed, bytes| {
@@ -83,6 +96,8 @@ fn megabyte(rounds: u64) {
                 seed: 1000 + seed,
                 memory,
                 bytes,
+                tuned: true,
+                early_repeats: std::env::var_os("TOWPATH_SIM_EARLY").is_none_or(|value| value != "0"),
             })
         };
         let arms = [
@@ -98,10 +113,12 @@ fn megabyte(rounds: u64) {
                 memory = transfer(algorithm, path, None, rounds, u64::MAX >> 8).learnt;
             }
             let mut times: Vec<f64> = Vec::new();
+            let mut early = 0;
             for seed in 0..rounds {
                 let result = transfer(algorithm, path, memory, seed, 1 << 20);
                 times.push(result.first_megabyte.map_or(f64::NAN, |time| time.as_secs_f64()));
                 memory = result.learnt.filter(|_| known);
+                early += result.early;
             }
             times.sort_by(f64::total_cmp);
             let at = |share: usize| times.get(times.len() * share / 100).copied().unwrap_or(f64::NAN);
@@ -110,11 +127,12 @@ fn megabyte(rounds: u64) {
                 bbr = median;
             }
             println!(
-                "{:6}  {megabits:4}  {:6}  {name:16}  {median:8.3}  {:5.3}  {:10.2}",
+                "{:6}  {megabits:4}  {:6}  {name:16}  {median:8.3}  {:5.3}  {:10.2}  {:8}",
                 rtt.as_millis(),
                 loss * 100.0,
                 at(90),
                 bbr / median,
+                early / rounds / 1000,
             );
             if let Some(memory) = memory {
                 println!("        in the end: {memory:?}");
@@ -153,6 +171,8 @@ fn one(arguments: &[String]) {
         time: Duration::from_secs_f64(number(3, 20.0)),
         seed: number(4, 1.0) as u64,
         bytes: u64::MAX >> 8,
+        tuned: true,
+        early_repeats: std::env::var_os("TOWPATH_SIM_EARLY").is_none_or(|value| value != "0"),
         memory: (number(5, 0.0) > 0.0).then(|| PathMemory {
             bandwidth: (number(5, 0.0) * 1e6 / 8.0) as u64,
             min_rtt: Duration::from_secs_f64(number(0, 100.0) / 1e3),
@@ -214,6 +234,8 @@ fn goodput(seconds: u64) {
                     seed: 1,
                     memory: None,
                     bytes: u64::MAX >> 8,
+                    tuned: true,
+                    early_repeats: std::env::var_os("TOWPATH_SIM_EARLY").is_none_or(|value| value != "0"),
                 });
                 println!(
                     "{rtt:6}  {percent:6}  {:13}  {:5.3}  {:5.1}  {:8.2}  {:9.2}  {:5}  {:8}  {:6.2}",

@@ -126,6 +126,7 @@ fn random_config(rng: &mut SimRng) -> Config {
         retries: 40,
         syn_retries: 20,
         pacing: rng.chance(0.9),
+        early_repeats: rng.chance(0.5),
         timestamp_offset: rng.next() as u32,
         ..Config::default()
     }

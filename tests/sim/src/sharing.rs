@@ -12,7 +12,7 @@ use crate::world::World;
 /// What two senders got.
 #[derive(Debug, Clone, Copy)]
 pub struct Share {
-    /// Goodput of each in the second half of the time, bits per second.
+    /// Goodput of each after the start, bits per second.
     pub goodput: [f64; 2],
     /// Jain's index of the two: 1 is equal, 0.5 is all for one.
     pub jain: f64,
@@ -20,8 +20,16 @@ pub struct Share {
     pub queue_bdp: f64,
 }
 
-/// Two transfers over one clean link of `rate` bits per second, `rtt` and a queue of `queue_bdp`.
-pub fn share(algorithms: [Algorithm; 2], rate: u64, rtt: Duration, queue_bdp: f64, time: Duration) -> Share {
+/// Two transfers over one clean link of `rate` bits per second, `rtt` and a queue of `queue_bdp`; the second one begins
+/// `apart` after the first. What they get is counted from the first of `times` on, until the second.
+pub fn share(
+    algorithms: [Algorithm; 2],
+    rate: u64,
+    rtt: Duration,
+    queue_bdp: f64,
+    times: [Duration; 2],
+    apart: Duration,
+) -> Share {
     let bdp = rate as f64 / 8.0 * rtt.as_secs_f64();
     let data = LinkConfig {
         rate,
@@ -38,6 +46,11 @@ pub fn share(algorithms: [Algorithm; 2], rate: u64, rtt: Duration, queue_bdp: f6
     let mut senders = Vec::new();
     let mut receivers = Vec::new();
     for (port, algorithm) in (1000..).zip(algorithms) {
+        let begin = if port == 1000 {
+            Instant::ZERO
+        } else {
+            Instant::ZERO + apart
+        };
         let config = Config {
             local_port: port,
             remote_port: 80,
@@ -58,7 +71,7 @@ pub fn share(algorithms: [Algorithm; 2], rate: u64, rtt: Duration, queue_bdp: f6
             ..Script::sending(1, 0)
         };
         senders.push(Socket::connect(
-            Instant::ZERO,
+            begin,
             config,
             7,
             left,
@@ -74,6 +87,7 @@ pub fn share(algorithms: [Algorithm; 2], rate: u64, rtt: Duration, queue_bdp: f6
             (receiver, &sender),
         ));
     }
+    let second = senders.pop();
     let mut world = World::new(
         senders,
         receivers,
@@ -81,12 +95,16 @@ pub fn share(algorithms: [Algorithm; 2], rate: u64, rtt: Duration, queue_bdp: f6
         vec![Link::new(acks, 2)],
         None,
     );
-    let half = Instant::ZERO + time / 2;
-    assert_eq!(world.run(half, |_| false), Ok(()), "simulation");
-    let before = [world.b[0].read, world.b[1].read];
-    assert_eq!(world.run(Instant::ZERO + time, |_| false), Ok(()), "simulation");
-    let seconds = (time / 2).as_secs_f64();
-    let goodput = [0, 1].map(|index| (world.b[index].read - before[index]) as f64 * 8.0 / seconds);
+    let mut run = |until: Duration, second: Option<Socket>| {
+        world.a.extend(second);
+        assert_eq!(world.run(Instant::ZERO + until, |_| false), Ok(()), "simulation");
+        [world.b[0].read, world.b[1].read]
+    };
+    run(apart, None);
+    let before = run(times[0], second);
+    let after = run(times[1], None);
+    let seconds = (times[1] - times[0]).as_secs_f64();
+    let goodput = [0, 1].map(|index| (after[index] - before[index]) as f64 * 8.0 / seconds);
     let [x, y] = goodput;
     let report = world.up[0].report();
     Share {
@@ -108,7 +126,8 @@ mod tests {
                 20_000_000,
                 Duration::from_millis(40),
                 1.0,
-                Duration::from_secs(30),
+                [Duration::from_secs(15), Duration::from_secs(30)],
+                Duration::ZERO,
             );
             assert!(share.jain > 0.85, "{algorithm:?} {share:?}");
         }

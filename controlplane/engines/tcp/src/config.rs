@@ -92,6 +92,8 @@ pub struct Config {
     pub keep_alive: Option<KeepAlive>,
     /// Pace segments.
     pub pacing: bool,
+    /// Spend what a small receive window leaves of a lossy link on sending its data twice; only `radio` does.
+    pub early_repeats: bool,
     /// What earlier connections learnt of the path.
     pub path: Option<PathMemory>,
     /// Added to the timestamp clock; drawn at random.
@@ -118,6 +120,7 @@ record!(Config {
     time_wait,
     keep_alive,
     pacing,
+    early_repeats,
     path,
     timestamp_offset,
 });
@@ -145,6 +148,7 @@ impl Default for Config {
             time_wait: Duration::from_secs(60),
             keep_alive: None,
             pacing: true,
+            early_repeats: false,
             path: None,
             timestamp_offset: 0,
         }

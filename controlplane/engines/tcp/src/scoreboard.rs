@@ -114,6 +114,15 @@ impl Scoreboard {
         self.segments.back()
     }
 
+    /// The first segment in flight that begins at `start` or later.
+    pub(crate) fn in_flight_from(&self, start: Offset) -> Option<&Sent> {
+        let first = self.segments.partition_point(|segment| segment.start < start);
+        self.segments
+            .range(first..)
+            .take(256)
+            .find(|segment| segment.place == Place::InFlight)
+    }
+
     /// Records a segment sent for the first time, behind all others.
     pub(crate) fn push(&mut self, start: Offset, end: Offset, now: Instant, mark: SendMark) {
         self.segments.push_back(Sent {

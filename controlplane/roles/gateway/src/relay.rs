@@ -101,6 +101,7 @@ fn split_config() -> SplitConfig {
     // A satellite's path holds 1.5 MB and more, and what is lost twice keeps three times that waiting. The buffer
     // follows the window, so this much is only used where the path needs it.
     config.terminal.connection.send_limit = 16 << 20;
+    config.terminal.connection.early_repeats = true;
     config
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct Relay {
     pub(crate) terminal_congestion: Congestion,
     /// Congestion control towards peers.
     pub(crate) network_congestion: Congestion,
+    /// Towards terminals, spend what a small receive window leaves of a lossy link on sending its data twice.
+    pub(crate) early_repeats: bool,
     /// How split connections are opened.
     pub(crate) handshake: Handshake,
     /// Largest IP packet on the access side, bytes; 0: the smallest MTU of the access ports.
@@ -43,6 +45,7 @@ impl Default for Relay {
             default: Action::Split,
             terminal_congestion: Congestion::Radio,
             network_congestion: Congestion::Cubic,
+            early_repeats: true,
             handshake: Handshake::Synchronous,
             terminal_mtu: 0,
             network_mtu: 0,

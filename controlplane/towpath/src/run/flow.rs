@@ -125,6 +125,7 @@ fn flow_side(view: &SideView, age: Duration) -> FlowSide {
         bytes_lost: stats.bytes_lost,
         loss_percent: stats.bytes_lost as f64 * 100.0 / sent.max(1) as f64,
         retransmits: stats.retransmits,
+        early_repeats: stats.early_repeats,
         timeouts: stats.timeouts,
         segments_sent: stats.segments_sent,
         segments_received: stats.segments_received,

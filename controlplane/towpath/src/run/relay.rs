@@ -33,6 +33,7 @@ pub(super) fn config(relay: &Relay, dataplane: &Dataplane) -> RelayConfig {
     let split = &mut config.split;
     split.terminal.connection.algorithm = algorithm(relay.terminal_congestion);
     split.network.connection.algorithm = algorithm(relay.network_congestion);
+    split.terminal.connection.early_repeats = relay.early_repeats;
     split.handshake = handshake(relay.handshake);
     split.max_flows = size(relay.max_flows);
     split.max_flows_per_tag = size(relay.max_flows_per_pair);

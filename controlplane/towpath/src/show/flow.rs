@@ -263,7 +263,7 @@ fn details(flow: &FlowInfo) -> String {
             format!(
                 "{} {}, segments of {} B\nround trip {} (least {})\nwindow {}, in flight {}, queued {}, unread {}\n\
                  receiver's window {}, pace {}, link's own loss {:.2} %\n\
-                 sent {}, received {}, {} segments out, {} in\nlost {} ({:.2} %), {} sent again, {} timeouts\n\
+                 sent {}, received {}, {} segments out, {} in\nlost {} ({:.2} %), {} sent again, {} early, {} timeouts\n\
                  goodput {}",
                 side.state,
                 side.congestion,
@@ -284,6 +284,7 @@ fn details(flow: &FlowInfo) -> String {
                 output::bytes(side.bytes_lost),
                 side.loss_percent,
                 side.retransmits,
+                side.early_repeats,
                 side.timeouts,
                 bits(side.goodput_bps),
             )

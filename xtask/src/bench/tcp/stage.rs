@@ -317,7 +317,7 @@ fn told(flow: &Value) -> String {
     let of = |key: &str| number("terminal_side", key);
     format!(
         "bench: {:6.2} s: rtt {:.0} ms, window {:.0} kB, receiver's {:.0}, in flight {:.0}, queued {:.0}, unread {:.0}, \
-         pace {:.2} Mb/s, floor {:.2} %, lost {:.2} %, repeats {:.0}, timeouts {:.0}, sent {:.2} MB",
+         pace {:.2} Mb/s, floor {:.2} %, lost {:.2} %, repeats {:.0}, early {:.0}, timeouts {:.0}, sent {:.2} MB",
         flow.get("age_ms").and_then(Value::as_f64).unwrap_or_default() / 1e3,
         of("rtt_us") / 1e3,
         of("cwnd") / 1e3,
@@ -329,6 +329,7 @@ fn told(flow: &Value) -> String {
         of("loss_floor_percent"),
         of("loss_percent"),
         of("retransmits"),
+        of("early_repeats"),
         of("timeouts"),
         of("bytes_sent") / 1e6,
     )

@@ -117,6 +117,9 @@ pub struct FlowSide {
     pub loss_percent: f64,
     /// Segments sent again.
     pub retransmits: u64,
+    /// Segments sent a second time before anything was known of the first.
+    #[serde(default)]
+    pub early_repeats: u64,
     /// Retransmission timeouts.
     pub timeouts: u64,
     /// Segments sent.

@@ -163,6 +163,9 @@ impl Radio {
         let mut floor = LossFloor::default();
         if let Some(memory) = memory {
             floor.floor = u64::from(memory.loss_floor_ppm).min(MAX_FLOOR_PPM);
+            // What was learnt before weighs as much as a third of what is enough: a few packets do not undo it.
+            floor.lost = ENOUGH / 3 * floor.floor / 1_000_000;
+            floor.delivered = ENOUGH / 3 - floor.lost;
         }
         Self {
             core: Core::new(mss, initial),
@@ -255,6 +258,19 @@ impl Radio {
     pub(super) fn set_mss(&mut self, mss: u64) {
         self.mss = mss.max(1);
         self.core.set_mss(mss);
+    }
+
+    /// What the path holds, bytes; nothing while it shows a queue: then there is nothing to spare.
+    pub(crate) fn spare(&self) -> u64 {
+        let min_rtt = self.core.min_rtt();
+        if self.floor.queue_now(min_rtt) {
+            return 0;
+        }
+        let remembered = self.memory.map_or(0, |memory| memory.bandwidth);
+        bytes_in(
+            self.core.max_bandwidth().max(remembered),
+            min_rtt.unwrap_or_default(),
+        )
     }
 
     /// The loss floor inferred, parts per million.

@@ -95,6 +95,9 @@ impl Endpoint {
         }
         if duplicate {
             self.stats.duplicates_reported += 1;
+        }
+        let duplicate = duplicate && !self.is_of_early();
+        if duplicate {
             self.rack.on_duplicate(ack, self.next);
             self.repair.unproven = self.repair.unproven.saturating_sub(1);
         }
@@ -400,7 +403,11 @@ impl Endpoint {
             && segment.header.options.timestamps.is_some_and(|timestamps| {
                 timestamps.echo != 0 && self.paws.echoes_before(timestamps.echo, first)
             })
-            && self.scratch.0.first().is_some_and(|sent| sent.retransmits > 0);
+            && self
+                .scratch
+                .0
+                .first()
+                .is_some_and(|sent| sent.retransmits > 0 && !self.was_copied(sent.start));
         echoed || (progress.duplicate && self.repair.unproven == 0)
     }
 

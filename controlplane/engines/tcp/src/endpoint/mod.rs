@@ -14,6 +14,7 @@
 
 mod ack;
 mod deadline;
+mod early;
 mod handshake;
 mod input;
 mod output;
@@ -28,6 +29,7 @@ use core::time::Duration;
 
 use towpath_base::Instant;
 
+use self::early::Early;
 pub use self::input::{Disposition, Refusal};
 pub use self::output::Outgoing;
 pub use self::parts::{Closed, Command, Stats};
@@ -78,6 +80,7 @@ pub struct Endpoint {
     sent: Scoreboard,
     segment_len: u64,
     search: Search,
+    early: Early,
 
     receive_space: SeqSpace,
     incoming: Reassembly,
@@ -152,6 +155,7 @@ impl Endpoint {
             sent: Scoreboard::default(),
             segment_len,
             search: Search::default(),
+            early: Early::default(),
             receive_space: SeqSpace::default(),
             incoming: Reassembly::new(0),
             peer_fin: None,

@@ -47,7 +47,7 @@ impl Endpoint {
         }
     }
 
-    fn emit(
+    pub(super) fn emit(
         &mut self,
         now: Instant,
         header: &Header,
@@ -115,7 +115,7 @@ impl Endpoint {
     }
 
     /// A header that acknowledges everything received.
-    fn header(&mut self, now: Instant, offset: Offset, flags: Flags) -> Header {
+    pub(super) fn header(&mut self, now: Instant, offset: Offset, flags: Flags) -> Header {
         let mut flags = flags.with(Flags::ACK);
         if self.ecn.echo && self.negotiated.ecn {
             flags = flags.with(Flags::ECE);
@@ -170,7 +170,7 @@ impl Endpoint {
         if self.config.pacing
             && let Some(at) = self.pacer.blocked_until(now)
         {
-            if self.sent.lost_bytes() > 0 || self.new_len() > 0 {
+            if self.sent.lost_bytes() > 0 || self.new_len() > 0 || self.next_early().is_some() {
                 self.timers.set(Timer::Pacing, Some(at));
             }
             return None;
@@ -185,7 +185,7 @@ impl Endpoint {
                 // Neither a writer without data nor a peer without room says anything of the path.
                 self.sampler.on_app_limited(in_flight);
                 self.arm_persist(now);
-                None
+                self.transmit_early(now, out)
             }
             len => match self.probe_len(now) {
                 Some((size, len)) => {

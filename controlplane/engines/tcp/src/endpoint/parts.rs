@@ -185,6 +185,10 @@ pub struct Stats {
     pub segments_received: u64,
     /// Segments sent again.
     pub retransmits: u64,
+    /// Segments sent a second time before anything was known of the first (early repeats).
+    pub early_repeats: u64,
+    /// Bytes of these.
+    pub bytes_early: u64,
     /// Bytes found lost.
     pub bytes_lost: u64,
     /// Retransmission timeouts.
@@ -205,6 +209,8 @@ record!(Stats {
     segments_sent,
     segments_received,
     retransmits,
+    early_repeats,
+    bytes_early,
     bytes_lost,
     timeouts,
     tail_probes,

@@ -10,13 +10,13 @@ use crate::codec::{Codec, Reader, RestoreError, Writer};
 /// First bytes of a snapshot.
 const MAGIC: u32 = 0x5443_5031;
 /// Version written, and the only one read.
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 macro_rules! fields {
     ($apply:ident) => {
         $apply! {
             config, state, closed, negotiated, send_space, unacknowledged, next, peer_window, peer_window_max,
-            window_update, outgoing, fin, urgent_out, sent, segment_len, search, receive_space, incoming, peer_fin,
+            window_update, outgoing, fin, urgent_out, sent, segment_len, search, early, receive_space, incoming, peer_fin,
             peer_fin_read, urgent_in, window, ack, paws, rtt, rack, tail_probe, repair, sampler, controller,
             pacer, ecn, timers, owed, pending, failures, persist_backoff, keep_alive_failures, syn_sent_at,
             last_sent, last_received, last_progress, challenges, stats

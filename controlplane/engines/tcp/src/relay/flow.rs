@@ -277,9 +277,15 @@ impl Flow {
 }
 
 fn pump_one(now: Instant, from: &mut Endpoint, to: &mut Endpoint, passed: &mut Passed) {
-    // The buffer follows the window: enough to keep it full, no standing queue beyond it.
+    // The buffer follows the window: enough to keep it full, no standing queue beyond it. On a link that loses by itself
+    // some of a flight is lost three times running: until that has arrived, everything sent since has to be kept.
     let floor = 128 << 10;
-    let wanted = to.controller().window().saturating_mul(3);
+    let flights = if to.controller().loss_floor_ppm() > 0 {
+        6
+    } else {
+        3
+    };
+    let wanted = to.controller().window().saturating_mul(flights);
     let limit = usize::try_from(wanted)
         .unwrap_or(usize::MAX)
         .max(floor)

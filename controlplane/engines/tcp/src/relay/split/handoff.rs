@@ -12,7 +12,7 @@ use crate::relay::{FlowKey, Side};
 /// First bytes of a snapshot of a flow.
 const MAGIC: u32 = 0x464c_4f57;
 /// Version written, and the only one read.
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 impl SplitRelay {
     /// The whole state of a connection at `now`, versioned: sequence numbers, windows, options, congestion
