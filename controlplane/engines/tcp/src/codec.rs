@@ -46,6 +46,14 @@ impl Writer {
         }
     }
 
+    /// A snapshot taken at `now` that begins with `magic` and the version of its format.
+    pub(crate) fn versioned(now: Instant, magic: u32, version: u16) -> Self {
+        let mut writer = Self::new(now);
+        magic.encode(&mut writer);
+        version.encode(&mut writer);
+        writer
+    }
+
     /// Appends a length and the bytes.
     pub fn blob(&mut self, bytes: &[u8]) {
         (bytes.len() as u64).encode(self);
@@ -64,6 +72,24 @@ impl<'a> Reader<'a> {
     /// Reads `bytes`; stored instants become relative to `now`.
     pub const fn new(bytes: &'a [u8], now: Instant) -> Self {
         Self { bytes, now }
+    }
+
+    /// Reads a snapshot that [`Writer::versioned`] began; no other version is read.
+    pub(crate) fn versioned(
+        bytes: &'a [u8],
+        now: Instant,
+        magic: u32,
+        version: u16,
+    ) -> Result<Self, RestoreError> {
+        let mut reader = Self::new(bytes, now);
+        if u32::decode(&mut reader)? != magic {
+            return Err(RestoreError::Magic);
+        }
+        let found = u16::decode(&mut reader)?;
+        if found != version {
+            return Err(RestoreError::Version(found));
+        }
+        Ok(reader)
     }
 
     /// The next `count` bytes.

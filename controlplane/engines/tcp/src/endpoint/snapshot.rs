@@ -51,9 +51,7 @@ impl Codec for Endpoint {
 impl Endpoint {
     /// The connection as it is at `now`, versioned.
     pub fn snapshot(&self, now: Instant) -> Vec<u8> {
-        let mut writer = Writer::new(now);
-        MAGIC.encode(&mut writer);
-        VERSION.encode(&mut writer);
+        let mut writer = Writer::versioned(now, MAGIC, VERSION);
         self.paws.clock(now).encode(&mut writer);
         self.encode(&mut writer);
         writer.bytes
@@ -62,14 +60,7 @@ impl Endpoint {
     /// The connection of a snapshot, going on at `now` of this machine's clock. Deadlines keep their
     /// distance; the timestamp clock goes on where it was.
     pub fn restore(now: Instant, bytes: &[u8]) -> Result<Self, RestoreError> {
-        let mut reader = Reader::new(bytes, now);
-        if u32::decode(&mut reader)? != MAGIC {
-            return Err(RestoreError::Magic);
-        }
-        let version = u16::decode(&mut reader)?;
-        if version != VERSION {
-            return Err(RestoreError::Version(version));
-        }
+        let mut reader = Reader::versioned(bytes, now, MAGIC, VERSION)?;
         let clock = u32::decode(&mut reader)?;
         let mut endpoint = Self::decode(&mut reader)?;
         reader.finish()?;

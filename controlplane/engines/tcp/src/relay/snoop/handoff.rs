@@ -163,9 +163,7 @@ impl SnoopRelay {
         if !self.knows(key) {
             return None;
         }
-        let mut writer = Writer::new(now);
-        MAGIC.encode(&mut writer);
-        VERSION.encode(&mut writer);
+        let mut writer = Writer::versioned(now, MAGIC, VERSION);
         key.encode(&mut writer);
         self.hellos.get(key).copied().encode(&mut writer);
         let flow = self.flows.get(key);
@@ -189,14 +187,7 @@ impl SnoopRelay {
         bytes: &[u8],
         sa_here: impl Fn(u64) -> Option<u64>,
     ) -> Result<FlowKey, RestoreError> {
-        let mut reader = Reader::new(bytes, now);
-        if u32::decode(&mut reader)? != MAGIC {
-            return Err(RestoreError::Magic);
-        }
-        let version = u16::decode(&mut reader)?;
-        if version != VERSION {
-            return Err(RestoreError::Version(version));
-        }
+        let mut reader = Reader::versioned(bytes, now, MAGIC, VERSION)?;
         let key = FlowKey::decode(&mut reader)?;
         let hello = Option::<Hello>::decode(&mut reader)?;
         let flow = Option::<Flow>::decode(&mut reader)?;

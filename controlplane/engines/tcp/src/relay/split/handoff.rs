@@ -19,9 +19,7 @@ impl SplitRelay {
     /// and RTT state, buffered bytes, SACK scoreboard.
     pub fn snapshot(&self, now: Instant, key: &FlowKey) -> Option<Vec<u8>> {
         let flow = self.flows.get(key)?.look()?;
-        let mut writer = Writer::new(now);
-        MAGIC.encode(&mut writer);
-        VERSION.encode(&mut writer);
+        let mut writer = Writer::versioned(now, MAGIC, VERSION);
         now.as_nanos().encode(&mut writer);
         flow.encode(&mut writer);
         Some(writer.bytes)
@@ -35,14 +33,7 @@ impl SplitRelay {
 
     /// As [`SplitRelay::restore`], for a connection of the path `tag`.
     pub fn restore_tagged(&mut self, now: Instant, bytes: &[u8], tag: u64) -> Result<FlowKey, RestoreError> {
-        let mut reader = Reader::new(bytes, now);
-        if u32::decode(&mut reader)? != MAGIC {
-            return Err(RestoreError::Magic);
-        }
-        let version = u16::decode(&mut reader)?;
-        if version != VERSION {
-            return Err(RestoreError::Version(version));
-        }
+        let mut reader = Reader::versioned(bytes, now, MAGIC, VERSION)?;
         let then = Instant::from_nanos(u64::decode(&mut reader)?);
         let mut flow = Flow::decode(&mut reader)?;
         reader.finish()?;
