@@ -247,28 +247,22 @@ fn walk_extensions<P: Packet + ?Sized>(packet: &P, headers: &mut Headers) -> Res
             break;
         }
         let header = packet.window::<8>(offset).ok_or(TRUNCATED)?;
-        let mut len = 8;
+        offset += 8;
         if next == protocol::FRAGMENT {
             // Offset and more-fragments bit; an atomic fragment (RFC 6946) has neither and is a whole packet.
-            if header.be16(2) & 0xfff9 != 0 {
-                // The frame may go on behind what the IPv6 header says is the packet's.
-                if offset + len > headers.end as usize {
-                    return Err(TRUNCATED);
-                }
-                headers.fragment = true;
-                headers.protocol = header.u8(0);
-                headers.l4_offset = (offset + len) as u32;
-                return Ok(());
-            }
+            headers.fragment = header.be16(2) & 0xfff9 != 0;
         } else {
-            len += usize::from(header.u8(1)) * 8;
+            offset += usize::from(header.u8(1)) * 8;
         }
         next = header.u8(0);
-        offset += len;
+        if headers.fragment {
+            break;
+        }
     }
-    if is_extension(next) {
+    if is_extension(next) && !headers.fragment {
         return Err(Refused::Drop(DropReason::TooManyExtensions));
     }
+    // The frame may go on behind what the IPv6 header says is the packet's.
     if offset > headers.end as usize {
         return Err(TRUNCATED);
     }
