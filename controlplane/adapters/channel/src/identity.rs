@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use crate::Part;
 
 /// Protocol in the TLS handshake (ALPN, RFC 7301): another version of the messages gets another name.
-const PROTOCOL: &[u8] = b"towpath/2";
+const PROTOCOL: &[u8] = b"towpath/3";
 
 /// Why a node's files cannot be used, or a link was not made.
 #[derive(Debug, thiserror::Error)]

@@ -338,6 +338,8 @@ pub struct SessionGrant {
     pub subscriber: SubscriberHandle,
     /// Subscriber's name, for the live view.
     pub name: String,
+    /// The operator it belongs to: whose share of the keyserver its exchanges are.
+    pub operator: String,
     /// The gateway it registered through: where messages to it go.
     pub gateway: NodeName,
     /// Session.

@@ -85,6 +85,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                     .retain(|_, (_, waiting)| !matches!(waiting, Waiting::Respond(_, id) if *id == ike));
                 self.terms.remove(&ike);
                 if let Some(subscriber) = self.owner_of(local) {
+                    // Should the credential be the cause, the next exchange is to have the newest.
+                    self.at_hand.forget(subscriber);
                     self.event(Some(key), subscriber, "exchange_failed", reason.to_string());
                 }
                 if tag.is_some_and(|tag| self.initiations.remove(&tag).is_some()) {

@@ -11,13 +11,15 @@
 //!
 //! **Architecture invariant:** a synchronous state machine. Messages and time go in through `handle_*`,
 //! messages come out of `poll_*`. It holds session keys, never a subscriber key; a credential lives here
-//! for the length of one IKE SA; ESP keys only until the gateway and the terminal have theirs.
+//! for the length of one IKE SA, and a minute for the next one; ESP keys only until the gateway and the terminal have theirs.
 #![forbid(unsafe_code)]
 
 mod children;
+mod credentials;
 mod lingering;
 mod mobility;
 mod operate;
+mod operators;
 pub mod pairs;
 mod policy;
 mod requests;
@@ -30,13 +32,18 @@ use std::time::Duration;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::sa::{Class, Lifetime};
 use towpath_base::{DropReason, Instant, SubscriberHandle};
-use towpath_fabric::{Datagram, Event, FromKeyserver, FromRegistry, NodeName, ToKeyserver, ToRegistry};
-use towpath_ike::{Endpoint, IkeSaId, IkeSaInfo};
+use towpath_fabric::{
+    Datagram, Event, FromKeyserver, FromRegistry, NodeName, SessionGrant, ToKeyserver, ToRegistry,
+};
+use towpath_ike::{Budget, Endpoint, IkeSaId, IkeSaInfo};
 use towpath_keyx::transfer::Backoff;
 
 pub use crate::operate::StartError;
+pub use crate::operators::OperatorLimits;
 
+use crate::credentials::AtHand;
 use crate::lingering::Lingering;
+use crate::operators::{NOTHING, Operators};
 use crate::pairs::{Child, Lane, PairKey, Pairs};
 use crate::sessions::Sessions;
 
@@ -65,6 +72,10 @@ pub struct Config {
     pub connection: Lifetime,
     /// How long a gateway still serves an SA that was replaced and deleted: packets on their way under its keys.
     pub linger: Duration,
+    /// How long the registry's answer about a terminal and a peer serves exchanges that follow; zero: one.
+    pub credentials_for: Duration,
+    /// Limits of each operator.
+    pub operators: OperatorLimits,
 }
 
 impl Default for Config {
@@ -85,6 +96,8 @@ impl Default for Config {
                 ..Lifetime::default()
             },
             linger: Duration::from_secs(5),
+            credentials_for: Duration::from_secs(60),
+            operators: OperatorLimits::default(),
         }
     }
 }
@@ -115,6 +128,8 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
     /// Questions to the registry, and until when each waits for its answer.
     waiting: BTreeMap<u64, (Instant, Waiting)>,
     next_request: u64,
+    at_hand: AtHand,
+    operators: Operators,
     initiations: HashMap<u64, PairKey>,
     /// What each IKE SA was negotiated for.
     terms: HashMap<IkeSaId, Terms>,
@@ -133,10 +148,18 @@ pub struct Keyserver<K: KeyGenerator, R: Rng> {
 impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     /// A keyserver without subscribers.
     pub fn new(config: Config, keygen: K, rng: R) -> Self {
+        let mut endpoint = Endpoint::new(config.ike.clone(), keygen, rng.clone());
+        let none = Budget {
+            ike_sas: 0,
+            half_open: 0,
+        };
+        endpoint.limit(NOTHING, none);
         Self {
-            endpoint: Endpoint::new(config.ike.clone(), keygen, rng.clone()),
+            endpoint,
             rng,
             sessions: Sessions::new(config.transfers),
+            at_hand: AtHand::new(config.credentials_for),
+            operators: Operators::default(),
             pairs: Pairs::default(),
             config,
             waiting: BTreeMap::new(),
@@ -185,7 +208,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
     /// A message of the registry that is meant for keyservers.
     pub fn handle_registry(&mut self, now: Instant, message: FromRegistry) {
         match message {
-            FromRegistry::Session(grant) => self.sessions.grant(grant),
+            FromRegistry::Session(grant) => self.begin_session(grant),
             FromRegistry::SessionEnded { subscriber } => self.end_subscriber(now, subscriber),
             FromRegistry::Credential {
                 request,
@@ -194,7 +217,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             } => {
                 self.handle_credential(now, request, subscriber, credential);
             }
-            FromRegistry::Registered { subscribers } => self.end_others(now, &subscribers),
+            FromRegistry::Registered { subscribers } => {
+                // What changed while there was no channel was not told.
+                self.at_hand.forget_all();
+                self.end_others(now, &subscribers);
+            }
             // Meant for gateways.
             FromRegistry::Complete
             | FromRegistry::Grant { .. }
@@ -211,6 +238,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         self.endpoint.handle_timeout(now);
         self.pairs.release_idle(now);
         self.give_up_questions(now);
+        self.at_hand.handle_timeout(now);
         while let Some(remove) = self.lingering.poll(now) {
             self.to_gateway.push_back(remove);
         }
@@ -224,6 +252,7 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             engine,
             self.sessions.poll_timeout(),
             self.lingering.poll_timeout(),
+            self.at_hand.poll_timeout(),
             // All wait equally long: the oldest is the first.
             self.waiting.values().next().map(|(until, _)| *until),
         ]
@@ -315,8 +344,18 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             .handle_datagram(now, datagram.source, datagram.destination, &datagram.payload)
     }
 
+    fn begin_session(&mut self, grant: SessionGrant) {
+        self.at_hand.forget(grant.subscriber);
+        let (operator, new) = self.operators.number(&grant.operator);
+        if new {
+            self.endpoint.limit(operator, self.config.operators.share);
+        }
+        self.sessions.grant(grant, operator);
+    }
+
     /// The subscriber left, or was removed: its SAs end.
     fn end_subscriber(&mut self, now: Instant, subscriber: SubscriberHandle) {
+        self.at_hand.forget(subscriber);
         let ids: Vec<IkeSaId> = self
             .pairs
             .of(subscriber)

@@ -1,5 +1,7 @@
 //! What terminals and peers ask for: sealed messages, credentials, the start of an exchange.
 
+use std::time::Duration;
+
 use towpath_base::credentials::Credentials;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::profile::PeerPolicy;
@@ -9,6 +11,8 @@ use towpath_fabric::{Datagram, FromKeyserver, ToRegistry};
 use towpath_ike::{IkeSaId, Initiate, InitiateError};
 use towpath_keyx::message::{self, FromTerminal, ProxyRequest, RefuseReason};
 
+use crate::credentials::Purpose;
+use crate::operators::NOTHING;
 use crate::pairs::{Lane, PairKey, Progress};
 use crate::policy::engine_policy;
 use crate::{Keyserver, Terms, Waiting};
@@ -106,6 +110,12 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             self.refuse_request(now, key, RefuseReason::TryLater);
             return Ok(());
         }
+        let operator = self.sessions.operator(subscriber);
+        if !self.operators.allow(now, operator, self.config.operators) {
+            pair.not_before = now + Duration::from_secs(1);
+            self.refuse_request(now, key, RefuseReason::TryLater);
+            return Err(DropReason::KeyxRateLimited);
+        }
         // The terminal had the keys and asks again: it lost them. Keys are never handed out twice (a
         // terminal that starts over would start its counters over), so negotiate afresh.
         let lost: Vec<IkeSaId> = pair.children.iter().map(|child| child.ike).collect();
@@ -130,6 +140,12 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         let subscriber = self.owner_of(key.local);
         match subscriber.filter(|subscriber| self.pairs.entry(key, *subscriber, limit).is_some()) {
             Some(subscriber) => {
+                let operator = self.sessions.operator(subscriber);
+                if !self.operators.allow(now, operator, self.config.operators) {
+                    // Not answered: the peer asks again.
+                    self.endpoint.provide_policy_within(now, ike, None, NOTHING);
+                    return;
+                }
                 self.event(
                     Some(key),
                     subscriber,
@@ -149,6 +165,15 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
         key: PairKey,
         waiting: Waiting,
     ) {
+        let purpose = Purpose {
+            subscriber,
+            peer: key.remote,
+            level: key.lane.level,
+        };
+        if let Some(credential) = self.at_hand.get(now, purpose) {
+            self.go_on(now, subscriber, waiting, Some(credential));
+            return;
+        }
         let request = self.next_request;
         self.next_request += 1;
         self.waiting
@@ -189,6 +214,30 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             return;
         };
         let (Waiting::Initiate(key) | Waiting::Respond(key, _)) = waiting;
+        // Not for one who left meanwhile: nobody would tell what becomes of it.
+        if let Some(credential) = credential
+            .as_ref()
+            .filter(|_| self.sessions.owns(subscriber, key.local))
+        {
+            let purpose = Purpose {
+                subscriber,
+                peer: key.remote,
+                level: key.lane.level,
+            };
+            self.at_hand.keep(now, purpose, credential);
+        }
+        self.go_on(now, subscriber, waiting, credential);
+    }
+
+    /// Policy and credential are there, or refused.
+    fn go_on(
+        &mut self,
+        now: Instant,
+        subscriber: SubscriberHandle,
+        waiting: Waiting,
+        credential: Option<(PeerPolicy, Credentials)>,
+    ) {
+        let (Waiting::Initiate(key) | Waiting::Respond(key, _)) = waiting;
         let class = credential
             .as_ref()
             .map_or(Class::None, |(record, _)| record.class);
@@ -204,7 +253,8 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
                     let lane = key.lane;
                     self.terms.insert(ike, Terms { class, lane });
                 }
-                self.endpoint.provide_policy(now, ike, policy);
+                let operator = self.sessions.operator(subscriber);
+                self.endpoint.provide_policy_within(now, ike, policy, operator);
             }
             (Waiting::Initiate(_), Some(policy)) => self.start(now, subscriber, key, class, policy),
             (Waiting::Initiate(_), None) => {
@@ -240,7 +290,11 @@ impl<K: KeyGenerator, R: Rng + Clone> Keyserver<K, R> {
             remote_port: None,
             policy,
         };
-        match self.endpoint.initiate_beside(now, wish, key.lane.number()) {
+        let operator = self.sessions.operator(subscriber);
+        match self
+            .endpoint
+            .initiate_beside(now, wish, key.lane.number(), operator)
+        {
             Ok(ike) => {
                 let lane = key.lane;
                 self.terms.insert(ike, Terms { class, lane });

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use towpath_base::{DropReason, Instant, SubscriberHandle};
 use towpath_fabric::{FromKeyserver, NodeName, SessionGrant, SessionId};
+use towpath_ike::BudgetId;
 use towpath_keyx::message::{
     FromTerminal, Operation, Outcome, ProxyReply, RefuseReason, SaName, ToTerminal, TransferAck,
     TransferResult,
@@ -85,6 +86,7 @@ struct Conversation {
 
 struct Terminal {
     name: String,
+    operator: BudgetId,
     /// Where it registered last.
     gateway: NodeName,
     active: Option<Conversation>,
@@ -130,7 +132,7 @@ impl Sessions {
     }
 
     /// The registry granted a session; it is in force when the terminal first uses it.
-    pub(crate) fn grant(&mut self, grant: SessionGrant) {
+    pub(crate) fn grant(&mut self, grant: SessionGrant, operator: BudgetId) {
         let keys = SessionKeys {
             t2n: grant.t2n,
             n2t: grant.n2t,
@@ -146,11 +148,13 @@ impl Sessions {
             .entry(grant.subscriber)
             .or_insert_with(|| Terminal {
                 name: String::new(),
+                operator,
                 gateway: NodeName::default(),
                 active: None,
                 pending: None,
             });
         terminal.name = grant.name;
+        terminal.operator = operator;
         terminal.gateway = grant.gateway;
         terminal.pending = Some(conversation);
         self.index(grant.subscriber);
@@ -211,6 +215,12 @@ impl Sessions {
     pub(crate) fn gateway(&self, subscriber: SubscriberHandle) -> Option<NodeName> {
         let terminal = self.terminals.get(&subscriber);
         terminal.map(|terminal| terminal.gateway.clone())
+    }
+
+    /// Whose share of the keyserver the subscriber's exchanges are.
+    pub(crate) fn operator(&self, subscriber: SubscriberHandle) -> BudgetId {
+        let terminal = self.terminals.get(&subscriber);
+        terminal.map_or(BudgetId::default(), |terminal| terminal.operator)
     }
 
     /// Everybody with a session here who is not in `registered`.

@@ -113,6 +113,7 @@ impl World {
         let grant = SessionGrant {
             subscriber: handle(at),
             name: format!("terminal-{at}"),
+            operator: "default".into(),
             gateway: NodeName::default(),
             session: SessionId(side.sessions),
             t2n: keys.t2n.clone(),

@@ -483,6 +483,7 @@ impl<R: Rng> Registry<R> {
         let grant = SessionGrant {
             subscriber: handle,
             name: subscriber.name.clone(),
+            operator: subscriber.operator.clone(),
             gateway: gateway.clone(),
             session,
             t2n: answer.keys.t2n.clone(),

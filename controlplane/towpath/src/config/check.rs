@@ -44,6 +44,9 @@ limits! {
     relay.idle_timeout_seconds: 10..=604_800;
     keyserver.max_ike_sas: 1..=10_000_000;
     keyserver.max_half_open: 1..=10_000_000;
+    keyserver.operator_share_percent: 1..=100;
+    keyserver.operator_exchanges_per_second: 0..=1_000_000;
+    keyserver.credential_seconds: 0..=86_400;
     keyserver.cookie_threshold: 0..=10_000_000;
     keyserver.retransmit_initial_ms: 10..=60_000;
     keyserver.retransmit_tries: 1..=20;

@@ -256,6 +256,12 @@ pub(crate) struct Keyserver {
     pub(crate) max_ike_sas: u32,
     /// Most IKE SAs that are not established.
     pub(crate) max_half_open: u32,
+    /// Per cent of both that one operator may use.
+    pub(crate) operator_share_percent: u32,
+    /// Exchanges that may be begun per second for the terminals of one operator; 0 for any number.
+    pub(crate) operator_exchanges_per_second: u32,
+    /// Seconds the registry's answer about a terminal and a peer serves later exchanges too; 0 for one exchange.
+    pub(crate) credential_seconds: u32,
     /// Half-open SAs from which on a COOKIE is demanded (RFC 7296 §2.6).
     pub(crate) cookie_threshold: u32,
     /// Milliseconds before the first retransmission; doubles each time.
@@ -287,6 +293,9 @@ impl Default for Keyserver {
             esp_suites: vec![EspSuite::Aes256Gcm16, EspSuite::Aes256CbcSha256],
             max_ike_sas: 100_000,
             max_half_open: 10_000,
+            operator_share_percent: 100,
+            operator_exchanges_per_second: 0,
+            credential_seconds: 60,
             cookie_threshold: 100,
             retransmit_initial_ms: 1000,
             retransmit_tries: 6,

@@ -440,6 +440,8 @@ fn registry_config(config: &Config) -> towpath_registry::Config {
 fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
     let keyserver = &config.keyserver;
     let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+    // Of a percentage and a number in their limits: 100 × 10,000,000 fits.
+    let share = |of: u32| (of * keyserver.operator_share_percent).div_ceil(100);
     towpath_keyserver::Config {
         ike: towpath_ike::Config {
             retransmit: towpath_ike::Retransmit {
@@ -462,6 +464,14 @@ fn keyserver_config(config: &Config) -> towpath_keyserver::Config {
             first: Duration::from_millis(keyserver.transfer_initial_ms.into()),
             transmissions: keyserver.transfer_tries,
             ..Backoff::default()
+        },
+        credentials_for: Duration::from_secs(keyserver.credential_seconds.into()),
+        operators: towpath_keyserver::OperatorLimits {
+            share: towpath_ike::Budget {
+                ike_sas: size(share(keyserver.max_ike_sas)),
+                half_open: size(share(keyserver.max_half_open)),
+            },
+            exchanges_per_second: keyserver.operator_exchanges_per_second,
         },
         ..towpath_keyserver::Config::default()
     }

@@ -194,7 +194,7 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
 
     /// As [`Self::initiate`], beside what there is between the two addresses: an IKE SA of another `lane` is not redundant
     /// with it, and an exchange of another one does not stand in its way. Lane 0 is everything else, what peers start
-    /// included.
+    /// included. Counted against a share.
     ///
     /// # Errors
     /// The wish was not tried; nothing is reported about it later.
@@ -203,8 +203,9 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
         now: Instant,
         wish: Initiate,
         lane: u64,
+        budget: BudgetId,
     ) -> Result<IkeSaId, InitiateError> {
-        self.start(now, wish, BudgetId::default(), lane)
+        self.start(now, wish, budget, lane)
     }
 
     /// As [`Self::initiate`], counted against a share.

@@ -6,8 +6,10 @@
 //!         IKE to b, looped ──► └───────────┘ ──► IKE to a, looped
 //! ```
 
+mod credentials;
 mod levels;
 mod moves;
+mod operators;
 mod refusals;
 mod setup;
 mod transfers;

@@ -46,7 +46,10 @@ pub(crate) struct World {
     pub(crate) gateway: Vec<GatewaySa>,
     pub(crate) drops: Vec<DropReason>,
     pub(crate) events: Vec<String>,
+    /// Questions to the registry.
+    pub(crate) asked: usize,
     pub(crate) psk_of: fn(SubscriberHandle) -> Option<&'static [u8]>,
+    pub(crate) operator_of: fn(SubscriberHandle) -> &'static str,
     pub(crate) class: Class,
     pub(crate) esp_suites: Vec<EspSuite>,
     pub(crate) mode: Mode,
@@ -65,7 +68,9 @@ impl World {
             gateway: Vec::new(),
             drops: Vec::new(),
             events: Vec::new(),
+            asked: 0,
             psk_of: |_| Some(b"a secret of both"),
+            operator_of: |subscriber| if subscriber == A { "north" } else { "south" },
             class: Class::Full,
             esp_suites: vec![EspSuite::Aes256Gcm16],
             mode: Mode::Transport,
@@ -115,6 +120,7 @@ impl World {
         let grant = SessionGrant {
             subscriber,
             name: format!("terminal-{subscriber}"),
+            operator: (self.operator_of)(subscriber).into(),
             gateway: NodeName::default(),
             session: SessionId(session),
             t2n: keys.t2n.clone(),
@@ -195,6 +201,7 @@ impl World {
             level,
         } = message
         {
+            self.asked += 1;
             let psk = (self.psk_of)(subscriber);
             let credentials = |psk: &[u8]| Credentials::psk(Psk::new(psk.to_vec()));
             let credential = psk.map(|psk| (self.policy(subscriber, peer, level), credentials(psk)));
