@@ -172,8 +172,13 @@ impl Ends {
 
     /// As [`Ends::send`], with something around every packet, which is still there at the peer.
     pub(crate) fn send_inside(&mut self, stack: &Stack, count: u32, around: Option<Enclose<'_>>) -> usize {
+        let frames = self.frames(count);
+        self.pass(stack, frames, around)
+    }
+
+    /// Sends these frames, which may have been sent before.
+    fn pass(&mut self, stack: &Stack, mut frames: Vec<Frame>, around: Option<Enclose<'_>>) -> usize {
         let capture = stack.lab.capture(Node::Peer, "eth0").expect("tcpdump starts");
-        let mut frames = self.frames(count);
         if let Some(enclose) = around {
             for frame in &mut frames {
                 frame.bytes = enclose(&frame.bytes);
@@ -302,15 +307,25 @@ fn a_manual_sa_survives_kill_9_and_no_nonce_is_used_twice() {
         segments(&stack, Family::V4, 0xa000_0010, 0x10),
         segments(&stack, Family::V6, 0xa000_0020, 0x60),
     ];
+    let mut sent = [const { Vec::new() }; 2];
     for life in 0..3u32 {
-        for ends in &mut all {
+        for (ends, sent) in all.iter_mut().zip(&mut sent) {
             let before = ends.seen.len();
+            let frames = ends.frames(20);
             assert_eq!(
-                ends.send(&stack, 20),
+                ends.pass(&stack, frames.clone(), None),
                 20,
                 "{} life {life}:\n{}",
                 ends.family,
                 stack.tail("towpath", 20)
+            );
+            // What any life accepted is accepted by none again.
+            sent.extend(frames);
+            assert_eq!(
+                ends.pass(&stack, sent.clone(), None),
+                0,
+                "{} life {life}",
+                ends.family
             );
             let lowest = ends.seen[before..].iter().map(|(sequence, _)| *sequence).min();
             // A block for each start: the counter jumped over what the one before may have used.
@@ -319,6 +334,14 @@ fn a_manual_sa_survives_kill_9_and_no_nonce_is_used_twice() {
         }
         stack.kill_daemon();
         stack.start_daemon().expect("the daemon starts again");
+        for (ends, sent) in all.iter_mut().zip(&sent) {
+            assert_eq!(
+                ends.pass(&stack, sent.clone(), None),
+                0,
+                "{} after life {life}",
+                ends.family
+            );
+        }
     }
     let shown = stack
         .cli(&["sa", "list", "--manual"])

@@ -164,7 +164,7 @@ impl World {
             self.longest = self.longest.max(packet.len());
             self.hear(to, &packet);
         }
-        self.now = self.now + Duration::from_millis(1);
+        self.now += Duration::from_millis(1);
         self.ends.iter_mut().for_each(|end| end.handle_timeout(self.now));
     }
 
@@ -247,7 +247,7 @@ fn silent_pairs_are_forgotten_and_take_no_memory() {
     }
     world.ends[1].close(world.now);
     for _ in 0..200 {
-        world.now = world.now + Duration::from_secs(1);
+        world.now += Duration::from_secs(1);
         world.path.tick(world.now);
         world.step();
     }
