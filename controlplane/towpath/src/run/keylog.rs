@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use towpath_base::sa::EspKeys;
+use towpath_base::sa::{ChildSa, EspKeys};
 use towpath_fabric::{AhSegments, GatewayKeys, GatewaySa, SessionGrant};
 
 /// The open file.
@@ -42,12 +42,7 @@ impl KeyLog {
                 peer,
                 segment_in,
                 segment_out,
-            } => {
-                self.keys("peer_in", &peer.keys_in);
-                self.keys("peer_out", &peer.keys_out);
-                self.keys("segment_in", segment_in);
-                self.keys("segment_out", segment_out);
-            }
+            } => self.segments(peer, segment_in, segment_out),
             GatewayKeys::Inspect(keys) => {
                 self.line("inspect_in", keys.cipher_in.expose());
                 self.line("inspect_out", keys.cipher_out.expose());
@@ -67,13 +62,17 @@ impl KeyLog {
                 segment_out,
                 ah,
             } => {
-                self.keys("peer_in", &peer.keys_in);
-                self.keys("peer_out", &peer.keys_out);
-                self.keys("segment_in", segment_in);
-                self.keys("segment_out", segment_out);
+                self.segments(peer, segment_in, segment_out);
                 self.ah(ah);
             }
         }
+    }
+
+    fn segments(&mut self, peer: &ChildSa, segment_in: &EspKeys, segment_out: &EspKeys) {
+        self.keys("peer_in", &peer.keys_in);
+        self.keys("peer_out", &peer.keys_out);
+        self.keys("segment_in", segment_in);
+        self.keys("segment_out", segment_out);
     }
 
     fn ah(&mut self, ah: &AhSegments) {
