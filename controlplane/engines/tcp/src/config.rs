@@ -125,6 +125,16 @@ record!(Config {
     timestamp_offset,
 });
 
+/// Shortest MSS taken seriously: headers with all options fit, and some data.
+const SHORTEST_MSS: u16 = 88;
+
+impl Config {
+    /// The nearest segment size to `mss` that this side sends.
+    pub(crate) fn segment_size(&self, mss: u16) -> u16 {
+        mss.clamp(SHORTEST_MSS, self.mss.max(SHORTEST_MSS))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

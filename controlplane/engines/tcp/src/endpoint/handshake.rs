@@ -56,10 +56,7 @@ impl Endpoint {
         self.receive_space = SeqSpace { initial: header.seq };
         self.incoming = Reassembly::new(1);
         let negotiated = &mut self.negotiated;
-        negotiated.mss = options
-            .mss
-            .unwrap_or(DEFAULT_MSS)
-            .clamp(88, self.config.mss.max(88));
+        negotiated.mss = self.config.segment_size(options.mss.unwrap_or(DEFAULT_MSS));
         negotiated.sack = self.config.sack && options.sack_permitted;
         negotiated.timestamps = self.config.timestamps && options.timestamps.is_some();
         match options.window_scale.filter(|_| self.config.window_scale) {

@@ -424,7 +424,7 @@ impl Endpoint {
     /// The path takes only segments of `mss` bytes, options included (RFC 1191, RFC 8201). What is in
     /// flight and too large counts as lost.
     pub fn set_path_mss(&mut self, mss: u16) {
-        let mss = mss.clamp(88, self.config.mss.max(88));
+        let mss = self.config.segment_size(mss);
         if self.search.before > mss {
             // Told, not guessed: what was tried beyond it is out of the question.
             self.search = Search::default();

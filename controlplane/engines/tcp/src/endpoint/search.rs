@@ -58,7 +58,7 @@ impl Endpoint {
         let before = self.search.before.max(self.negotiated.mss);
         self.search = Search {
             before,
-            too_long: before + 1,
+            too_long: before.saturating_add(1),
             probe: None,
             next_at: now,
         };

@@ -122,9 +122,11 @@ impl Endpoint {
             self.window.size() as u64,
         ];
         check(small.iter().all(|value| *value < bound), "counter")?;
-        check((88..=u16::MAX).contains(&self.negotiated.mss), "segment size")?;
+        let mss = self.negotiated.mss;
+        check(mss == self.config.segment_size(mss), "segment size")?;
+        let before = self.search.before;
         check(
-            self.search.before <= self.config.mss
+            (before == 0 || before == self.config.segment_size(before))
                 && self.search.too_long <= self.search.before.saturating_add(1)
                 && self.search.probe.is_none_or(|(_, (_, end))| end <= self.next),
             "probe",
