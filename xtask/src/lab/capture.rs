@@ -153,6 +153,24 @@ impl Frame {
         Some(Seen { src, dst, what })
     }
 
+    /// The ESP packet in the frame, its own header first, with or without UDP around it.
+    pub fn esp(&self) -> Option<&[u8]> {
+        let packet = SlicedPacket::from_ethernet(&self.bytes).ok()?;
+        let ip = match packet.net.as_ref()? {
+            NetSlice::Ipv4(ip) => ip.payload(),
+            NetSlice::Ipv6(ip) => ip.payload(),
+            _ => return None,
+        };
+        match &packet.transport {
+            Some(TransportSlice::Udp(udp)) => {
+                let what = udp_what(udp.source_port(), udp.destination_port(), udp.payload());
+                matches!(what, What::UdpEsp(_)).then(|| udp.payload())
+            }
+            None if ip.ip_number.0 == 50 => Some(ip.payload),
+            _ => None,
+        }
+    }
+
     /// Whether the frame is neither IPv4 nor IPv6 (ARP, for one).
     pub fn is_ip(&self) -> bool {
         let kind = self.bytes.get(12..14).map(|b| u16::from_be_bytes([b[0], b[1]]));

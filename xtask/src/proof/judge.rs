@@ -96,6 +96,29 @@ pub fn access_side(frames: &[Frame], expect: &Expectation<'_>) -> Result<String,
     Ok(format!("{requests} to the network, {answers} from it, {esp} ESP"))
 }
 
+/// No sender, whoever it is, may put one IV into two packets of an SA: under a counter-mode cipher that gives the
+/// plaintext away. Looked for on the wire, so terminals and peers are judged as the daemon is. Returns how many packets
+/// were compared. Only for ciphers with an IV of eight bytes or more.
+///
+/// # Errors
+/// Two packets that differ and have SPI, addresses and the first eight bytes of the IV in common.
+pub fn ivs(frames: &[Frame]) -> Result<usize, String> {
+    let mut packets = HashMap::new();
+    for frame in frames {
+        let Some((seen, esp)) = frame.seen().zip(frame.esp()) else {
+            continue;
+        };
+        let (Some(spi), Some(iv)) = (esp.get(..4), esp.get(8..16)) else {
+            continue; // a NAT keep-alive
+        };
+        // The same packet may be seen twice: Snoop sends originals again.
+        if *packets.entry((seen.src, seen.dst, spi, iv)).or_insert(esp) != esp {
+            return Err(format!("one IV in two packets: {seen:?}"));
+        }
+    }
+    Ok(packets.len())
+}
+
 /// Searches captures for keys.
 #[derive(Debug, Default)]
 pub struct KeySearch {
@@ -274,6 +297,20 @@ mod tests {
                 .expect_err("IKE leaked")
                 .contains("IKE")
         );
+    }
+
+    #[test]
+    fn an_iv_in_two_packets_is_found() {
+        let packet = |iv: u8, text: u8| {
+            let mut frame = esp(TERMINAL, PEER);
+            let at = frame.bytes.len() - 60;
+            frame.bytes[at + 8..at + 16].fill(iv);
+            frame.bytes[at + 16..].fill(text);
+            frame
+        };
+        assert_eq!(ivs(&[packet(1, 1), packet(2, 1), packet(1, 1)]), Ok(2));
+        let error = ivs(&[packet(1, 1), packet(2, 1), packet(1, 2)]).expect_err("one IV, two packets");
+        assert!(error.contains("10.77.1.2"), "{error}");
     }
 
     #[test]

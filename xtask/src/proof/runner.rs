@@ -354,7 +354,7 @@ impl Run<'_> {
             None if s.class == Class::Full && keys.len() < 6 => {
                 Err(format!("only {} keys to search for", keys.len()))
             }
-            None => Ok(format!("{text}, none of {} keys", keys.len())),
+            None => judge::ivs(frames).map(|_| format!("{text}, none of {} keys, no IV twice", keys.len())),
         };
         let other_side = if s.other == Node::Peer {
             judge::peer_side(&far, &expect)
