@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`raw_ip`] | [`RawIpSender`], whole IP packets with any source address through the kernel's routing |
 //! | [`inbound`] | [`Inbound`], ESP and UDP for this host, shown as whole IP packets |
+//! | [`path_errors`] | [`PathErrors`], "too big" from routers |
 //! | [`tun`] | [`Tun`], the device that takes plain packets |
 //! | [`netlink`] | [`Netlink`]: interfaces, addresses, routes |
 //! | [`sysctl`] | settings |
@@ -17,6 +18,7 @@
 
 pub mod inbound;
 pub mod netlink;
+pub mod path_errors;
 pub mod raw_ip;
 pub mod sysctl;
 pub mod tun;
@@ -25,6 +27,7 @@ pub mod xfrm;
 
 pub use inbound::Inbound;
 pub use netlink::{Addresses, Link, MAIN_TABLE, MarkRule, Netlink, NetlinkError, Route};
+pub use path_errors::PathErrors;
 pub use raw_ip::{RawIpSender, SendError};
 pub use tun::Tun;
 pub use xfrm::{Xfrm, XfrmEvents};

@@ -215,7 +215,6 @@ impl<T: EspTransform> OutboundSa<T> {
     }
 
     /// Takes another path MTU, and gives the present one back: for a packet that is to be cut afterwards.
-    #[cfg(feature = "tables")]
     pub(crate) const fn swap_path_mtu(&mut self, other: PathMtu) -> PathMtu {
         core::mem::replace(&mut self.path_mtu, other)
     }
@@ -287,6 +286,22 @@ impl<T: EspTransform> OutboundSa<T> {
         }
         self.meter.count(now, plain_len);
         Ok(Sealed { sequence })
+    }
+
+    /// As [`OutboundSa::seal`] whatever the path takes: the caller cuts the packet.
+    ///
+    /// # Errors
+    /// Reason to drop the packet.
+    pub fn seal_whole(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        rng: &mut (impl Rng + ?Sized),
+    ) -> Result<Sealed, DropReason> {
+        let known = self.swap_path_mtu(PathMtu::NONE);
+        let sealed = self.seal(now, packet, rng);
+        self.swap_path_mtu(known);
+        sealed
     }
 
     /// Measures the packet to be made, and checks that it can be.

@@ -22,6 +22,7 @@ use crate::control::{Acks, Outgoing};
 use crate::enrolment::Enrolment;
 use crate::headers;
 use crate::hold::HoldQueue;
+use crate::paths;
 use crate::policy::{Action, Policy, Spd, Towards};
 use crate::request::Requests;
 use crate::sad::{Due, Sad};
@@ -120,8 +121,11 @@ impl core::error::Error for InvalidConfig {}
 pub enum Disposition {
     /// The buffer holds an IP packet for the network: sealed, or in clear because policy says so.
     Transmit,
-    /// The buffer holds a plain IP packet for the applications.
+    /// The buffer holds a plain IP packet for the applications: one that arrived, or what the sender of one that does not
+    /// fit the path is told.
     Deliver,
+    /// As [`Disposition::Transmit`], in fragments of at most this many bytes: the path takes no more.
+    Cut(u16),
     /// Taken over: held until its SA is there, or a message for the core. The buffer is free.
     Consumed,
     /// Dropped and counted.
@@ -312,6 +316,9 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
                     self.sad.remove(&name);
                     self.events.push(Event::Expired(name));
                 }
+                Err(DropReason::TooBig) => {
+                    return paths::too_big(&mut pair.outbound, now, flow, packet, rng);
+                }
                 Err(reason) => return Err(reason),
             }
         }
@@ -360,6 +367,11 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
                     PORT_IKE_NATT => return self.encapsulated(now, packet, payload_at + 8),
                     PORT_IKE => return self.message(now, source, payload).map(|()| Disposition::Consumed),
                     _ => {}
+                }
+            }
+            protocol::ICMP | protocol::ICMPV6 if !fragment => {
+                if let Some(told) = self.told_too_big(now, packet.bytes()) {
+                    return told.map(|()| Disposition::Consumed);
                 }
             }
             _ => {}
@@ -489,7 +501,9 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
                     match flow.and_then(|flow| self.protect(now, towards, &flow, &mut packet, rng)) {
                         Ok(Disposition::Transmit) => return Some((packet.start(), packet.len())),
                         // Its SA expired at this moment; it is held again.
-                        Ok(_) => Ok(()),
+                        Ok(Disposition::Consumed) => Ok(()),
+                        // An SA that has just come knows no path yet; one that does tells the sender next time.
+                        Ok(_) => Err(DropReason::TooBig),
                         Err(reason) => Err(reason),
                     }
                 }

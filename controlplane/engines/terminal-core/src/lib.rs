@@ -24,6 +24,7 @@
 //! | [`command`] | what the core asks for and tells |
 //! | `sad` | the SAs, old and new |
 //! | `hold` | packets that wait for an SA |
+//! | `paths` | what the path to a peer takes |
 //! | `request` | proxy requests under way |
 //! | `elsewhere` | for hosts whose operating system seals and opens the packets |
 //! | `enrolment` | registration, sessions, the persisted counter |
@@ -37,6 +38,7 @@ mod enrolment;
 mod face;
 mod headers;
 mod hold;
+mod paths;
 pub mod policy;
 mod request;
 mod sad;
@@ -48,6 +50,7 @@ pub use self::face::{
 };
 pub use self::policy::{Action, Policy};
 pub use towpath_ipsec::Flow;
+pub use towpath_ipsec::fragment::fragments;
 #[cfg(feature = "soft")]
 pub use towpath_ipsec::soft::SoftEsp;
 pub use towpath_keyx::ReservedSpi;

@@ -138,6 +138,14 @@ impl<T: EspTransform, const N: usize> Sad<T, N> {
             .find(|pair| pair.name.local == local && pair.name.spi_in == spi)
     }
 
+    /// The pair that sends under `spi`.
+    pub(crate) fn sender(&mut self, local: IpAddr, remote: IpAddr, spi: Spi) -> Option<&mut Pair<T>> {
+        self.pairs.iter_mut().flatten().find(|pair| {
+            let SaName { spi_out, .. } = pair.name;
+            (pair.name.local, pair.name.remote, spi_out) == (local, remote, spi)
+        })
+    }
+
     /// Adds a pair. What it replaces receives for `linger` more, and goes on sending while the new one is on standby.
     pub(crate) fn install<P>(
         &mut self,

@@ -10,7 +10,7 @@ use towpath_kernel::SendError;
 use towpath_kernel::xfrm::Event as KernelEvent;
 use towpath_terminal_core::{
     Action as CoreAction, Addresses, BUFFER_HEADROOM, BUFFER_TAILROOM, Command, Config, Core, Disposition,
-    Event, Flow, Policy, ReservedSpi, Timing, Transmit,
+    Event, Flow, Policy, ReservedSpi, Timing, Transmit, fragments,
 };
 use tracing::{debug, info, warn};
 use zeroize::Zeroize;
@@ -246,6 +246,11 @@ impl<'c> Driver<'c> {
             }
         }
         self.receive_kernel();
+        for _ in 0..BATCH {
+            if !self.receive_error() {
+                break;
+            }
+        }
         for index in 0..self.host.inbound.len() {
             for _ in 0..BATCH {
                 if !self.receive_network(index) {
@@ -280,6 +285,16 @@ impl<'c> Driver<'c> {
             let disposition = self.core.handle_network(now, &mut packet);
             dispose(&self.host, &mut self.unsent, disposition, packet.bytes());
         }
+        true
+    }
+
+    fn receive_error(&mut self) -> bool {
+        let now = self.now();
+        let Some(len) = self.host.recv_error(&mut self.buffer) else {
+            return false;
+        };
+        let packet = self.buffer.get(..len).unwrap_or_default();
+        self.core.handle_error(now, packet);
         true
     }
 
@@ -415,6 +430,11 @@ fn dispose(host: &Host, unsent: &mut Unsent, disposition: Disposition, packet: &
                 unsent.count(&error);
             }
         }
+        Disposition::Cut(mtu) => {
+            if let Err(error) = send_in_pieces(host, packet, mtu) {
+                unsent.count(&error);
+            }
+        }
         Disposition::Deliver => {
             if let Err(error) = host.deliver(packet) {
                 unsent.count(&SendError::from(error));
@@ -422,6 +442,26 @@ fn dispose(host: &Host, unsent: &mut Unsent, disposition: Disposition, packet: &
         }
         Disposition::Consumed | Disposition::Drop(_) => {}
     }
+}
+
+/// Sends a sealed packet in fragments of at most `mtu` bytes.
+fn send_in_pieces(host: &Host, packet: &[u8], mtu: u16) -> Result<(), SendError> {
+    // A name nobody can guess: whoever could would spoil the datagram (RFC 7739).
+    let mut name = [1; 4];
+    SystemRng.fill(&mut name);
+    let mut packet = packet.to_vec();
+    if let [0x40..=0x4f, _, _, _, id @ .., _, _] = packet.get_mut(..8).unwrap_or_default()
+        && id == [0; 2]
+    {
+        // The kernel would give each fragment a name of its own.
+        id.copy_from_slice(&[name[0], name[1] | 1]);
+    }
+    let mut fragments = fragments(&packet, mtu, u32::from_ne_bytes(name)).map_err(|_| SendError::TooBig)?;
+    let mut piece = vec![0; mtu.into()];
+    while let Some(len) = fragments.write_next(&mut piece) {
+        host.sender.send(piece.get(..len).unwrap_or_default())?;
+    }
+    Ok(())
 }
 
 /// One line of log per event.

@@ -18,8 +18,8 @@ use towpath_base::selector::Prefix;
 use towpath_common::wire::{PORT_IKE, PORT_IKE_NATT};
 use towpath_kernel::xfrm::Event;
 use towpath_kernel::{
-    Addresses, Inbound, MAIN_TABLE, MarkRule, Netlink, NetlinkError, RawIpSender, Route, SendError, Tun,
-    XfrmEvents, sysctl, udp_encap,
+    Addresses, Inbound, MAIN_TABLE, MarkRule, Netlink, NetlinkError, PathErrors, RawIpSender, Route,
+    SendError, Tun, XfrmEvents, sysctl, udp_encap,
 };
 use tracing::{debug, info, warn};
 
@@ -61,6 +61,8 @@ pub(crate) struct Host {
     pub(crate) kernel: Option<InKernel>,
     /// Protected packets, key exchange and sealed messages.
     pub(crate) inbound: Vec<AsyncFd<Inbound>>,
+    /// What routers say about protected packets; none where the kernel seals, which listens itself.
+    errors: Vec<AsyncFd<PathErrors>>,
     /// The way out.
     pub(crate) sender: RawIpSender,
     /// MTU that applications see, bytes: the devices', or the interface's where the kernel seals.
@@ -138,7 +140,7 @@ impl Host {
             (Backend::Kernel, Err(lacking)) => return Err(HostError::Kernel(lacking)),
         };
 
-        let mut inbound = Vec::new();
+        let (mut inbound, mut errors) = (Vec::new(), Vec::new());
         for &address in &addresses {
             let mut add = |what: String, socket: io::Result<Inbound>| {
                 let what = format!("{what} of {address} on {device}");
@@ -148,6 +150,9 @@ impl Host {
             };
             if xfrm.is_none() {
                 add("ESP".to_owned(), Inbound::esp(address, device))?;
+                let what = format!("ICMP of {address} on {device}");
+                let socket = PathErrors::open(address, device).and_then(registered);
+                errors.push(socket.map_err(io_error(what))?);
             }
             for port in [PORT_IKE, PORT_IKE_NATT] {
                 let socket = Inbound::udp(address, port, device).and_then(|socket| {
@@ -168,6 +173,7 @@ impl Host {
             filter: None,
             kernel: None,
             inbound,
+            errors,
             sender,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             netlink,
@@ -268,13 +274,17 @@ impl Host {
                 .iter()
                 .filter(|socket| socket.poll_read_ready(cx).is_ready())
                 .count();
+            let errors = self.errors.iter();
+            let errors = errors
+                .filter(|socket| socket.poll_read_ready(cx).is_ready())
+                .count();
             let plain = self.tun.iter().chain(self.levels.iter().map(|(_, tun)| tun));
             let plain = plain.filter(|tun| tun.poll_read_ready(cx).is_ready()).count();
             let kernel = self.kernel.iter();
             let kernel = kernel
                 .filter(|kernel| kernel.events.poll_read_ready(cx).is_ready())
                 .count();
-            if inbound + plain + kernel > 0 {
+            if inbound + errors + plain + kernel > 0 {
                 Poll::Ready(())
             } else {
                 Poll::Pending
@@ -344,6 +354,16 @@ impl Host {
                 None
             }
         }
+    }
+
+    /// One "too big" from a router into `buffer`; `None` when there is none.
+    pub(crate) fn recv_error(&self, buffer: &mut [u8]) -> Option<usize> {
+        self.errors.iter().find_map(|socket| {
+            // The next one is asked in the next turn, too.
+            socket
+                .try_io(Interest::READABLE, |socket| socket.recv(buffer))
+                .ok()
+        })
     }
 
     /// Sends a UDP datagram from one of the terminal's addresses and ports.

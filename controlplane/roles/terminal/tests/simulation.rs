@@ -252,6 +252,7 @@ impl World {
             }
             Disposition::Consumed | Disposition::Drop(_) => {}
             Disposition::Deliver => panic!("a packet going out comes in"),
+            Disposition::Cut(_) => panic!("no router said that a path is narrow"),
         }
         self.flush();
     }
@@ -314,7 +315,7 @@ impl World {
         match self.terminal.handle_network(self.now, &mut buf) {
             Disposition::Deliver => self.deliver(buf.bytes()),
             Disposition::Consumed | Disposition::Drop(_) => {}
-            Disposition::Transmit => panic!("a packet coming in goes out"),
+            Disposition::Transmit | Disposition::Cut(_) => panic!("a packet coming in goes out"),
         }
         self.flush();
     }
