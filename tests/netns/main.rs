@@ -19,6 +19,7 @@ mod linkem;
 mod manual;
 mod matrix;
 mod nonces;
+mod paths;
 mod proxied;
 mod rekeys;
 mod relay;

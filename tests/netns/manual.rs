@@ -67,7 +67,7 @@ pub(crate) fn child(
 }
 
 /// A plain UDP packet.
-fn plain(family: Family, body: &[u8]) -> Vec<u8> {
+pub(crate) fn plain(family: Family, body: &[u8]) -> Vec<u8> {
     let ends = [Node::Ta, Node::Peer].map(|node| SocketAddr::new(node.addr(family), 7777));
     let mut udp = [7777u16.to_be_bytes(), 7777u16.to_be_bytes()].concat();
     udp.extend_from_slice(&(body.len() as u16 + 8).to_be_bytes());
@@ -247,6 +247,10 @@ pub(crate) fn add(stack: &Stack, name: &str, sa: &ChildSa, keys: &[(&str, &EspKe
         "--mode",
         sa.mode.name(),
     ]);
+    let encap = sa
+        .encap
+        .map(|udp| format!("{}:{}", udp.local_port, udp.remote_port));
+    args.extend(encap.iter().flat_map(|ports| ["--encap", ports]));
     let keys: Vec<String> = keys
         .iter()
         .map(|(name, keys)| format!("{name}={}", hex(keys)))
@@ -262,11 +266,23 @@ pub(crate) fn segments(stack: &Stack, family: Family, spi: u32, fill: u8) -> End
 
 /// Adds an SA with segment keys; returns what the terminal has of it, and the peer.
 fn add_segments(stack: &Stack, family: Family, spi: u32, fill: u8, mode: Mode) -> [ChildSa; 2] {
+    add_changed(stack, family, spi, fill, |sa| sa.mode = mode)
+}
+
+/// As [`segments`], changed by `change` on both segments.
+pub(crate) fn add_changed(
+    stack: &Stack,
+    family: Family,
+    spi: u32,
+    fill: u8,
+    change: impl Fn(&mut ChildSa),
+) -> [ChildSa; 2] {
     let suite = EspSuite::Aes256Gcm16;
     let [peer_in, peer_out, segment_in, segment_out] = [0, 1, 2, 3].map(|n| keys(suite, fill + n));
-    let of = |keys_in: &EspKeys, keys_out: &EspKeys| ChildSa {
-        mode,
-        ..child(family, suite, spi, keys_in.clone(), keys_out.clone())
+    let of = |keys_in: &EspKeys, keys_out: &EspKeys| {
+        let mut sa = child(family, suite, spi, keys_in.clone(), keys_out.clone());
+        change(&mut sa);
+        sa
     };
     let (terminal, peer) = (of(&segment_in, &segment_out), of(&peer_in, &peer_out));
     let given = [
@@ -275,7 +291,7 @@ fn add_segments(stack: &Stack, family: Family, spi: u32, fill: u8, mode: Mode) -
         ("segment_in", &segment_in),
         ("segment_out", &segment_out),
     ];
-    add(stack, &format!("segments-{family}"), &peer, &given);
+    add(stack, &format!("segments-{family}-{spi:x}"), &peer, &given);
     [terminal, peer]
 }
 
