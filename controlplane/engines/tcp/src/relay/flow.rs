@@ -142,6 +142,15 @@ impl Flow {
                 .all(|side| self.end(*side).is_none_or(|end| end.state() == State::Closed))
     }
 
+    /// Both sides have said everything and heard that it arrived; at most one of them waits for stragglers.
+    pub(super) fn is_over(&self) -> bool {
+        self.held.is_none()
+            && Side::BOTH.iter().all(|side| {
+                self.end(*side)
+                    .is_none_or(|end| matches!(end.state(), State::TimeWait | State::Closed))
+            })
+    }
+
     /// One side was aborted: stray segments still deserve a reset for a while.
     pub(super) fn lingers(&self) -> bool {
         Side::BOTH.iter().any(|side| {

@@ -466,14 +466,17 @@ impl SplitRelay {
             self.awake.push_back((now, live.watch, key));
         }
         let flow = &mut live.flow;
+        // Whoever ended it, the next connection may begin before this one is forgotten.
         let mut learnt = [None; 2];
+        if !live.learnt && flow.is_over() {
+            live.learnt = true;
+            learnt = learnt_of(&key, flow);
+        }
         if flow.is_dead() {
             if !flow.lingers() {
                 self.remove(&key);
+                self.remember(learnt);
                 return;
-            }
-            if flow.dead_at.is_none() {
-                learnt = learnt_of(&key, flow);
             }
             flow.dead_at.get_or_insert(now);
         }
@@ -496,7 +499,9 @@ impl SplitRelay {
         let Some(mut slot) = self.flows.remove(key) else {
             return false;
         };
+        let mut noted = None;
         if let Some(live) = slot.awake() {
+            noted = Some(live.learnt);
             self.buffered = self.buffered.saturating_sub(live.buffered);
             if let Some(place) = live.waits {
                 self.backlog.remove(slot.tag, place);
@@ -513,7 +518,7 @@ impl SplitRelay {
         }
         let Some(flow) = slot.look() else { return false };
         // What a finished connection learnt was noted when it finished.
-        if flow.dead_at.is_none() {
+        if !noted.unwrap_or_else(|| flow.is_over()) {
             self.remember(learnt_of(key, &flow));
         }
         true

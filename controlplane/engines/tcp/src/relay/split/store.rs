@@ -43,10 +43,13 @@ pub(super) struct Live {
     pub(super) opening: Opening,
     /// Bytes in its buffers when last counted.
     pub(super) buffered: usize,
+    /// What it learnt of its paths was noted.
+    pub(super) learnt: bool,
 }
 
 impl Live {
     fn new(flow: Flow, opening: Opening) -> Box<Self> {
+        let learnt = flow.is_over() && flow.counted;
         Box::new(Self {
             flow,
             ready: false,
@@ -55,6 +58,8 @@ impl Live {
             waits: None,
             opening,
             buffered: 0,
+            // Only a connection that waits to be forgotten is over when it is woken.
+            learnt,
         })
     }
 }

@@ -226,3 +226,51 @@ fn bytes_that_are_no_flow_are_refused() {
         }
     }
 }
+
+/// The next connection begins with what this one learnt, whoever ended it, and at once.
+#[test]
+fn a_path_is_remembered_whichever_side_ends_first() {
+    for terminal_first in [true, false] {
+        for uploads in [true, false] {
+            let mut relay = SplitConfig::default();
+            relay.terminal.connection.algorithm = Algorithm::Radio;
+            let mut lab = Lab::new(relay, config());
+            lab.run(Duration::from_millis(200));
+            assert_eq!(lab.relay.path(terminal()), None);
+            // Something to learn from: towards the terminal, or little more than acknowledgments.
+            let data = pattern(if uploads { 2_000 } else { 300_000 });
+            let mut sent = lab.peer().write(&data);
+            let mut got = 0;
+            for _ in 0..200 {
+                lab.run(Duration::from_millis(10));
+                let now = lab.now;
+                got += read(&mut lab.terminal, now).len();
+                sent += lab.peer().write(&data[sent..]);
+            }
+            assert_eq!((sent, got), (data.len(), data.len()));
+            let now = lab.now;
+            if terminal_first {
+                lab.terminal.close(now);
+                lab.run(Duration::from_millis(200));
+                let now = lab.now;
+                lab.peer().close(now);
+            } else {
+                lab.peer().close(now);
+                lab.run(Duration::from_millis(200));
+                lab.terminal.close(lab.now);
+            }
+            lab.run(Duration::from_millis(200));
+            // Somebody still waits for stragglers; the path is known all the same.
+            assert!(!lab.relay.is_empty());
+            let learnt = lab.relay.path(terminal()).expect("the path is remembered");
+            let rtt = Duration::from_millis(20)..Duration::from_millis(25);
+            assert!(rtt.contains(&learnt.min_rtt), "{learnt:?}");
+            assert!(learnt.bandwidth > 0, "{learnt:?}");
+            // It is noted once: nothing fades by waiting, parked or not.
+            lab.relay.trim(lab.now, Duration::ZERO);
+            lab.run(SECOND * 60);
+            assert!(lab.relay.is_empty());
+            assert_eq!(lab.relay.path(terminal()), Some(learnt));
+        }
+    }
+}
