@@ -13,6 +13,7 @@
 //! | [`selector`] | prefixes and traffic selectors |
 //! | [`manual`] | SAs whose keys people bring |
 //! | [`policy`] | entries of the security policy database |
+//! | [`rate`] | limits on how often something happens |
 //! | [`replay`] | the anti-replay window |
 //! | [`packet`] | one packet in a buffer with room on both sides |
 //! | [`credentials`] | keys and certificates of a subscriber |
@@ -38,6 +39,7 @@ pub mod packet;
 pub mod policy;
 #[cfg(feature = "alloc")]
 pub mod profile;
+pub mod rate;
 pub mod replay;
 pub mod sa;
 pub mod selector;

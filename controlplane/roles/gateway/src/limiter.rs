@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
 use towpath_base::Instant;
+use towpath_base::rate::{Bucket, Rate};
 
 /// Buckets in the table. Two sources share one with probability 1/4096 per pair, under a seeded hash,
 /// so an attacker cannot choose whom to starve.
@@ -13,49 +14,33 @@ const BUCKETS: usize = 4096;
 pub struct Limiter {
     seed: RandomState,
     buckets: Box<[Bucket]>,
-    interval: Duration,
-    burst: Duration,
-}
-
-/// A bucket remembers the time at which it would be full again (the generic cell rate algorithm).
-#[derive(Clone, Copy, Default)]
-struct Bucket {
-    full_at: Instant,
+    rate: Rate,
 }
 
 impl Limiter {
     /// A limiter of `rate` events per second with bursts of `burst`; both at least 1.
     pub fn new(rate: u32, burst: u32) -> Self {
-        let interval = Duration::from_secs(1) / rate.max(1);
-        Self {
-            seed: RandomState::new(),
-            buckets: vec![Bucket::default(); BUCKETS].into_boxed_slice(),
-            interval,
-            burst: interval * burst.max(1),
-        }
+        Self::of(Rate::new(rate.max(1), Duration::from_secs(1), burst))
     }
 
     /// A limiter of one event per `interval`.
     pub fn every(interval: Duration) -> Self {
+        Self::of(Rate::every(interval))
+    }
+
+    fn of(rate: Rate) -> Self {
         Self {
-            interval,
-            burst: interval,
-            ..Self::new(1, 1)
+            seed: RandomState::new(),
+            buckets: vec![Bucket::default(); BUCKETS].into_boxed_slice(),
+            rate,
         }
     }
 
     /// Whether one more event of `key` is within its limit; if so it is counted.
     pub fn allow(&mut self, now: Instant, key: impl Hash) -> bool {
         let index = self.seed.hash_one(key) as usize % BUCKETS;
-        let Some(bucket) = self.buckets.get_mut(index) else {
-            return false;
-        };
-        let full_at = bucket.full_at.max(now) + self.interval;
-        let allowed = full_at.saturating_since(now) <= self.burst;
-        if allowed {
-            bucket.full_at = full_at;
-        }
-        allowed
+        let bucket = self.buckets.get_mut(index);
+        bucket.is_some_and(|bucket| bucket.take(now, self.rate))
     }
 }
 

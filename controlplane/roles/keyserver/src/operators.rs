@@ -1,9 +1,9 @@
 //! What each operator may use of a keyserver (spec row K16): places for IKE SAs, and exchanges per second.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use towpath_base::Instant;
+use towpath_base::rate::{Bucket, Rate};
 use towpath_ike::{Budget, BudgetId};
 
 /// Limits of each operator.
@@ -34,8 +34,8 @@ pub(crate) const NOTHING: BudgetId = BudgetId(u32::MAX);
 #[derive(Debug, Default)]
 pub(crate) struct Operators {
     numbers: HashMap<String, BudgetId>,
-    /// When each has all its exchanges of a second again.
-    full_at: HashMap<BudgetId, Instant>,
+    /// What each has begun.
+    begun: HashMap<BudgetId, Bucket>,
 }
 
 impl Operators {
@@ -51,22 +51,18 @@ impl Operators {
 
     /// Whether the operator may begin an exchange now; if so it is counted.
     pub(crate) fn allow(&mut self, now: Instant, operator: BudgetId, limits: OperatorLimits) -> bool {
-        const FULL: Duration = Duration::from_secs(1);
-        let Some(interval) = FULL.checked_div(limits.exchanges_per_second) else {
+        if limits.exchanges_per_second == 0 {
             return true;
-        };
-        let full_at = self.full_at.entry(operator).or_insert(now);
-        let after = (*full_at).max(now) + interval;
-        let allowed = after.saturating_since(now) <= FULL;
-        if allowed {
-            *full_at = after;
         }
-        allowed
+        let rate = Rate::per_second(limits.exchanges_per_second);
+        self.begun.entry(operator).or_default().take(now, rate)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,9 @@
 //! How often a terminal may register: every acceptance costs a disk flush.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
+use towpath_base::rate::{Bucket, Rate};
 use towpath_base::{Instant, SubscriberHandle};
 
 /// Buckets kept before those that are full again are dropped.
@@ -10,38 +12,25 @@ const PRUNE: usize = 1 << 16;
 /// Token buckets, one per subscriber. Only authentic messages are counted, so nobody uses up another's tokens.
 #[derive(Debug)]
 pub(crate) struct Limiter {
-    /// Nanoseconds that earn one token.
-    interval: u64,
-    /// Nanoseconds' worth of a full bucket.
-    full: u64,
-    /// When the subscriber's bucket is full again.
-    full_at: HashMap<SubscriberHandle, u64>,
+    rate: Rate,
+    buckets: HashMap<SubscriberHandle, Bucket>,
 }
 
 impl Limiter {
     /// `per_minute` on average, `burst` at once; both at least one.
     pub(crate) fn new(per_minute: u32, burst: u32) -> Self {
-        let interval = 60_000_000_000 / u64::from(per_minute.max(1));
         Self {
-            interval,
-            full: interval.saturating_mul(u64::from(burst.max(1))),
-            full_at: HashMap::new(),
+            rate: Rate::new(per_minute.max(1), Duration::from_secs(60), burst),
+            buckets: HashMap::new(),
         }
     }
 
     /// Takes a token; false if there is none.
     pub(crate) fn allow(&mut self, now: Instant, subscriber: SubscriberHandle) -> bool {
-        let now = now.as_nanos();
-        if self.full_at.len() >= PRUNE {
-            self.full_at.retain(|_, full_at| *full_at > now);
+        if self.buckets.len() >= PRUNE {
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
         }
-        let full_at = self.full_at.entry(subscriber).or_insert(now);
-        let after = (*full_at).max(now).saturating_add(self.interval);
-        let allowed = after - now <= self.full;
-        if allowed {
-            *full_at = after;
-        }
-        allowed
+        self.buckets.entry(subscriber).or_default().take(now, self.rate)
     }
 }
 

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use towpath_base::Instant;
 use towpath_base::crypto::{DhGroup, KeyGenerator, Rng};
+use towpath_base::rate::Rate;
 use towpath_common::DropReason;
 
 use super::Endpoint;
@@ -138,7 +139,8 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
             let keygen = &self.core.keygen;
             let solved = |prf| puzzle::check(keygen, prf, parts.payloads(), &cookie.data, difficulty);
             // Few initiators know puzzles: the others are let in, slowly.
-            let welcome = !under_attack || prf.is_some_and(solved) || self.unsolved.take(now);
+            let slowly = Rate::per_second(config.unsolved_per_second);
+            let welcome = !under_attack || prf.is_some_and(solved) || self.unsolved.take(now, slowly);
             return if welcome {
                 Ok(())
             } else {

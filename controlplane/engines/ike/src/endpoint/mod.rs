@@ -1,7 +1,6 @@
 //! Many IKE SAs behind one face.
 
 mod admit;
-mod bucket;
 mod budget;
 #[cfg(test)]
 mod childless;
@@ -26,6 +25,7 @@ use alloc::vec::Vec;
 use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::IkeSpi;
+use towpath_base::rate::Bucket;
 use towpath_common::DropReason;
 
 use crate::command::{Command, FailReason, IkeSaInfo, IkeSaKeys, Role, Transmit};
@@ -33,7 +33,6 @@ use crate::config::{BudgetId, Config, IkeSaId, Initiate, Policy, Timer};
 use crate::sa::{IkeSa, Path, Sa, State, fire, pump, receive};
 use crate::tasks::{Task, forget, ike_init};
 use crate::wire::{ExchangeType, Header};
-use bucket::Bucket;
 use budget::Budgets;
 use cookie::CookieJar;
 
@@ -112,8 +111,8 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     /// An endpoint without SAs.
     pub fn new(config: Config, keygen: K, rng: R) -> Self {
         Self {
-            unsolved: Bucket::new(config.unsolved_per_second),
-            strays: Bucket::new(config.stray_answers_per_second),
+            unsolved: Bucket::default(),
+            strays: Bucket::default(),
             budgets: Budgets::default(),
             core: Core::new(config, keygen, rng),
             sas: BTreeMap::new(),

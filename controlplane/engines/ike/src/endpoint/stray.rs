@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use towpath_base::Instant;
 use towpath_base::crypto::{KeyGenerator, Rng};
 use towpath_base::ids::{IkeSpi, MessageId};
+use towpath_base::rate::Rate;
 use towpath_common::DropReason;
 
 use super::Endpoint;
@@ -43,7 +44,8 @@ impl<K: KeyGenerator, R: Rng> Endpoint<K, R> {
     }
 
     fn tell(&mut self, now: Instant, path: Path, request: &Header, kind: NotifyType) {
-        if !self.strays.take(now) {
+        let rate = Rate::per_second(self.core.config.stray_answers_per_second);
+        if !self.strays.take(now, rate) {
             return;
         }
         let header = Header {
