@@ -13,6 +13,7 @@
 mod ahead;
 mod installed;
 mod kept;
+mod notices;
 mod outside;
 mod places;
 mod relayed;
@@ -31,7 +32,6 @@ use towpath_fabric::GatewaySa;
 use towpath_ipsec::Crossing;
 use towpath_ipsec::Used;
 use towpath_ipsec::ah;
-use towpath_ipsec::bridge::LifetimeEvent;
 use towpath_ipsec::locate::{self, Located};
 use towpath_ipsec::reassembly::{Limits, Reassembler};
 use towpath_ipsec::shared::{Passed, SharedBridge, SharedStart, Stage, Wanted};
@@ -46,6 +46,8 @@ use watch::{Watch, Whose};
 
 use installed::{Made, Quiet};
 use kept::Kept;
+pub use notices::Notice;
+use notices::{MAX_NOTICES, tell, tell_limit};
 use outside::Cut;
 pub use outside::Extra;
 pub use places::Places;
@@ -79,41 +81,6 @@ pub enum Disposition {
     Drop(DropReason),
 }
 
-/// Something the control part wants to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
-    /// An SA reached a limit; told once per limit.
-    Expiring {
-        /// Subscriber.
-        subscriber: SubscriberHandle,
-        /// SPI of packets the terminal receives.
-        spi_in: Spi,
-        /// True at the hard limit.
-        hard: bool,
-    },
-    /// A terminal sends on an SA this gateway was not given: a former process's, perhaps.
-    UnknownSa {
-        /// The terminal.
-        terminal: IpAddr,
-    },
-    /// A sender under a key that outlives the process wants numbers; asked again until [`Datapath::grant`]ed.
-    Reserve {
-        /// Its SA.
-        key: SaKey,
-        /// The sender to the peer; else the one to the terminal.
-        to_peer: bool,
-        /// What is to be stored.
-        wanted: Wanted,
-    },
-    /// The endpoint's IVs entered the gateway's half, or are random: the direction is class `none` from now on.
-    Degraded {
-        /// Its SA.
-        key: SaKey,
-        /// The direction to the peer; else the one to the terminal.
-        to_peer: bool,
-    },
-}
-
 /// What is stored of the keys the gateway sends with, under keys that outlive the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StoredStart {
@@ -130,9 +97,6 @@ pub struct StoredStart {
     /// Since it was added.
     pub age: Duration,
 }
-
-/// Notices kept between two calls of [`Datapath::drain_notices`]; more are lost, and come again.
-const MAX_NOTICES: usize = 64;
 
 /// Packets and bytes of one SA pair so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -606,29 +570,6 @@ impl Outside {
             }
             Err(reason) => Err(reason),
         }
-    }
-}
-
-/// A notice that waits already, or finds no room, is not added: whatever caused it will cause it again.
-fn tell(notices: &mut Vec<Notice>, notice: Notice) {
-    if notices.len() < MAX_NOTICES && !notices.contains(&notice) {
-        notices.push(notice);
-    }
-}
-
-fn tell_limit(
-    notices: &mut Vec<Notice>,
-    subscriber: SubscriberHandle,
-    spi_in: Spi,
-    event: Option<LifetimeEvent>,
-) {
-    if let Some(event) = event {
-        // A limit is told once by the SA, so it must not get lost here; it is at most two per SA.
-        notices.push(Notice::Expiring {
-            subscriber,
-            spi_in,
-            hard: event == LifetimeEvent::Hard,
-        });
     }
 }
 
