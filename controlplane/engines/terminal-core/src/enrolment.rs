@@ -11,7 +11,7 @@ use towpath_keyx::registration::{self, Addresses, Attempt, Terms};
 use towpath_keyx::transfer::Receiver;
 use towpath_keyx::{RegistrationKeys, SealedDatagram, SessionKeys, TerminalSession};
 
-use crate::face::Timing;
+use crate::config::Timing;
 
 /// Counters reserved with each write to stable storage.
 const BATCH: u64 = 64;

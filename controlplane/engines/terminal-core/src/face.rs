@@ -1,14 +1,11 @@
 //! The face of the terminal core, and the packet path.
 
-use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use core::time::Duration;
 
 use towpath_base::crypto::{EspProvider, Rng};
-use towpath_base::key::SecretKey;
 use towpath_base::packet::PacketBuf;
 use towpath_base::sa::{ChildSa, Class, EspSuite, Mode};
-use towpath_base::{DropReason, Instant, SubscriberHandle};
+use towpath_base::{DropReason, Instant};
 use towpath_common::wire::{NON_ESP_MARKER_LEN, PORT_IKE, PORT_IKE_NATT, protocol};
 use towpath_ipsec::Flow;
 use towpath_ipsec::locate::{self, Carried};
@@ -18,6 +15,7 @@ use towpath_keyx::message::SaName;
 use towpath_keyx::registration::Addresses;
 
 use crate::command::{Command, Event, Events, Timer};
+use crate::config::{Config, InvalidConfig, Timing};
 use crate::control::{Acks, Outgoing};
 use crate::enrolment::Enrolment;
 use crate::headers;
@@ -36,85 +34,6 @@ pub const BUFFER_TAILROOM: usize = 64;
 /// says (addresses for documentation, RFC 5737 and RFC 3849: nobody is there).
 const NOWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const NOWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
-
-/// What a terminal is provisioned with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Number the registry gave the subscriber.
-    pub subscriber: SubscriberHandle,
-    /// Subscriber key.
-    pub ksub: SecretKey<32>,
-    /// The terminal's addresses, at most four, at least one; the first of a family speaks for it.
-    pub addresses: Addresses,
-    /// Marks messages to and from the network.
-    pub reserved: ReservedSpi,
-    /// The last value [`Command::Persist`] stored; 0 in a new terminal.
-    pub counter: u64,
-    /// Time limits.
-    pub timing: Timing,
-}
-
-/// Time limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// Wait after the first registration of an attempt, doubled after each.
-    pub register_first: Duration,
-    /// Longest wait between registrations of an attempt.
-    pub register_longest: Duration,
-    /// Wait after the first transmission of a proxy request, doubled after each.
-    pub request_first: Duration,
-    /// Longest wait between transmissions of a proxy request.
-    pub request_longest: Duration,
-    /// Transmissions of a proxy request before it is given up.
-    pub request_transmissions: u32,
-    /// Patience with a request the network accepted.
-    pub request_accepted: Duration,
-    /// Time without requests for a peer after a refusal that names none.
-    pub hold_off: Duration,
-    /// How long a packet waits for its SA.
-    pub hold: Duration,
-    /// How long a replaced SA still receives.
-    pub linger: Duration,
-    /// Packets sent for this long without any coming back: ask whether the network still knows the terminal.
-    pub silence: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            register_first: Duration::from_secs(1),
-            register_longest: Duration::from_secs(32),
-            request_first: Duration::from_millis(500),
-            request_longest: Duration::from_secs(8),
-            request_transmissions: 8,
-            request_accepted: Duration::from_secs(10),
-            hold_off: Duration::from_secs(5),
-            hold: Duration::from_secs(10),
-            linger: Duration::from_secs(30),
-            silence: Duration::from_secs(10),
-        }
-    }
-}
-
-/// The configuration cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InvalidConfig {
-    /// More policies than the core was built for.
-    TooManyPolicies,
-    /// No address to register.
-    NoAddress,
-}
-
-impl fmt::Display for InvalidConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::TooManyPolicies => "more policies than this terminal holds",
-            Self::NoAddress => "at least one address is needed",
-        })
-    }
-}
-
-impl core::error::Error for InvalidConfig {}
 
 /// What to do with a packet that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

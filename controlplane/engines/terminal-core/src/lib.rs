@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+mod config;
 mod control;
 mod elsewhere;
 mod enrolment;
@@ -44,9 +45,9 @@ mod request;
 mod sad;
 
 pub use self::command::{Command, Event, Timer};
+pub use self::config::{Config, InvalidConfig, Timing};
 pub use self::face::{
-    BUFFER_HEADROOM, BUFFER_TAILROOM, Config, Core, Disposition, InvalidConfig, KeyTap, SaStatus, Secret,
-    Timing, Transmit,
+    BUFFER_HEADROOM, BUFFER_TAILROOM, Core, Disposition, KeyTap, SaStatus, Secret, Transmit,
 };
 pub use self::policy::{Action, Policy};
 pub use towpath_ipsec::Flow;

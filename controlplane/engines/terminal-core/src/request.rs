@@ -7,7 +7,7 @@ use towpath_base::{DropReason, Instant, Spi};
 use towpath_ipsec::Flow;
 use towpath_keyx::message::ProxyRequest;
 
-use crate::face::Timing;
+use crate::config::Timing;
 use crate::policy::Towards;
 
 /// Most SAs asked for at a time.

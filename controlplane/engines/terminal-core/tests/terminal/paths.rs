@@ -1,9 +1,6 @@
 //! What a terminal does about paths that take less than its packets.
-#![allow(missing_docs)]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use towpath_base::DropReason;
 use towpath_base::sa::Mode;
 use towpath_ipsec::reassembly::{Limits, Outcome, Reassembler};

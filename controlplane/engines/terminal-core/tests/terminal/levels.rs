@@ -1,9 +1,6 @@
 //! Sensitivity levels: which SA a packet takes, and which it may come by (spec row T21, RFC 4301 §5.2).
-#![allow(missing_docs)]
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use towpath_base::DropReason;
 use towpath_base::sa::{Class, Lifetime};
 use towpath_keyx::message::RefuseReason;
