@@ -1,6 +1,5 @@
 //! SAs keyed by hand, and policies.
 
-
 use serde_json::{Value, json};
 
 use crate::{ALICE, ready};
