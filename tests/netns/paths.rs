@@ -465,6 +465,40 @@ fn fragments_too_big_and_keep_alives_outside() {
     stack.stop();
 }
 
+/// Twenty seconds: an SA behind UDP that sends nothing keeps its mapping alive (RFC 3948 §4), towards the peer alone.
+#[test]
+#[ignore = "needs root: network namespaces and XDP"]
+fn long_a_quiet_sa_behind_udp_is_kept_alive() {
+    let stack = stack_for_test("quiet", PeerKind::Libipsec).expect("lab and towpath");
+    let encap = UdpEncap {
+        local_port: 4500,
+        remote_port: 4500,
+    };
+    for (family, spi, fill) in [(Family::V4, 0xa000_0130, 0x10), (Family::V6, 0xa000_0140, 0x60)] {
+        add_changed(&stack, family, spi, fill, |sa| sa.encap = Some(encap));
+    }
+    let captures =
+        [Node::Peer, Node::Ta].map(|node| stack.lab.capture(node, "eth0").expect("tcpdump starts"));
+    let kept = |file: &std::path::Path, family: Family| {
+        let frames = read(file).unwrap_or_default().into_iter();
+        let mut alive =
+            frames.filter(|frame| keepalive::is_keep_alive(frame.bytes.get(14..).unwrap_or_default()));
+        alive.any(|frame| {
+            let seen = frame.seen();
+            seen.is_some_and(|seen| (seen.src, seen.dst) == (Node::Ta.addr(family), Node::Peer.addr(family)))
+        })
+    };
+    for family in Family::ALL {
+        let sent = wait_for(Duration::from_secs(60), || kept(captures[0].file(), family));
+        assert!(sent, "{family}: {}", stack.tail("towpath", 20));
+        assert!(
+            !kept(captures[1].file(), family),
+            "{family}: the terminal is not behind a NAT"
+        );
+    }
+    stack.stop();
+}
+
 /// The core link's MTU from now on, at both of its ends.
 fn narrow(stack: &Stack, mtu: u16) {
     for (node, interface) in [(Node::Gw, Node::Peer.gateway_port()), (Node::Peer, "eth0")] {
