@@ -13,6 +13,7 @@ mod backlog;
 mod config;
 mod handoff;
 mod look;
+mod paths;
 mod store;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +27,7 @@ use towpath_base::Instant;
 
 use self::backlog::Backlog;
 pub use self::config::{Handshake, Opening, OpeningSide, SideConfig, SideView, SplitConfig, SplitStats};
+use self::paths::learnt_of;
 use self::store::{Live, Slot};
 use super::flow::{Flow, HeldSyn, Seen};
 use super::{FlowKey, Side, Transmit, Verdict};
@@ -35,9 +37,6 @@ use crate::isn::IsnSecret;
 use crate::packet::{IpHeader, NotTcp, TcpPacket};
 use crate::segment::{Flags, Segment};
 use crate::timer::Timer;
-
-/// Terminals whose path is remembered.
-const MAX_PATHS: usize = 4096;
 
 /// Receive window a connection keeps when memory is short, bytes.
 const MIN_SHARE: usize = 16 << 10;
@@ -543,32 +542,6 @@ impl SplitRelay {
         gone.iter().filter(|key| self.remove(key)).count()
     }
 
-    /// Tells what was learnt elsewhere of the path to `host`; connections opened from now on begin with it.
-    pub fn know_path(&mut self, host: IpAddr, memory: PathMemory) {
-        self.remember([Some((host, memory)), None]);
-    }
-
-    /// What is known of the path to `host`.
-    pub fn path(&self, host: IpAddr) -> Option<PathMemory> {
-        self.paths.get(&host).copied()
-    }
-
-    /// Keeps what a connection learnt of a radio for the next one to the same host. A short connection sees
-    /// less than the path gives, so a remembered rate fades rather than falls; a host that is reached over
-    /// another path, by its round trip, begins anew.
-    fn remember(&mut self, learnt: [Learnt; 2]) {
-        for (host, learnt) in learnt.into_iter().flatten() {
-            let bandwidth = match self.paths.get(&host) {
-                Some(old) if is_same_path(old, &learnt) => learnt.bandwidth.max(old.bandwidth / 8 * 7),
-                _ => learnt.bandwidth,
-            };
-            if self.paths.len() >= MAX_PATHS && !self.paths.contains_key(&host) {
-                self.paths.pop_first();
-            }
-            self.paths.insert(host, PathMemory { bandwidth, ..learnt });
-        }
-    }
-
     /// Parks connections on which nothing has happened for `silent_for`: they are kept as their snapshot,
     /// a sixth of the size, and wake with the next packet or deadline. Returns how many were parked.
     pub fn trim(&mut self, now: Instant, silent_for: Duration) -> usize {
@@ -637,18 +610,6 @@ fn register(deadlines: &mut Deadlines, key: FlowKey, slot: &mut Slot, deadline: 
         deadlines.remove(&(old, key));
     }
     deadlines.insert((deadline.0, key));
-}
-
-/// A host, and what a connection learnt of the path to it.
-type Learnt = Option<(IpAddr, PathMemory)>;
-
-/// Round trips of the same path differ by less than half.
-fn is_same_path(one: &PathMemory, other: &PathMemory) -> bool {
-    one.min_rtt < other.min_rtt.saturating_mul(2) && other.min_rtt < one.min_rtt.saturating_mul(2)
-}
-
-fn learnt_of(key: &FlowKey, flow: &Flow) -> [Learnt; 2] {
-    Side::BOTH.map(|side| Some((key.host(side).0, flow.end(side)?.controller().path_memory()?)))
 }
 
 fn note_seen(flow: &mut Flow, from: Side, packet: &TcpPacket<'_>) {
