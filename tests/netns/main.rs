@@ -25,6 +25,7 @@ mod rekeys;
 mod relay;
 mod restart;
 mod terminal;
+mod wire;
 mod wrapped;
 
 use std::time::Duration;

@@ -19,7 +19,7 @@ pub struct Config {
     pub addresses: Addresses,
     /// Marks messages to and from the network.
     pub reserved: ReservedSpi,
-    /// The last value [`Command::Persist`] stored; 0 in a new terminal.
+    /// The last value [`Command::Persist`](crate::Command::Persist) stored; 0 in a new terminal.
     pub counter: u64,
     /// Time limits.
     pub timing: Timing,
