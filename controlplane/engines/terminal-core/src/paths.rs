@@ -35,6 +35,9 @@ impl<P: EspProvider, const POLICIES: usize, const SAS: usize, const HOLD: usize>
 
 /// The packet does not fit the path once it is sealed: its sender is told, in the name of the far end. Where no sender may be
 /// told (IPv4 without DF, what every IPv6 path has to take) it is sealed, to be cut outside.
+// Rare, and its buffer is large: not on the stack of every packet.
+#[cold]
+#[inline(never)]
 pub(crate) fn too_big<T: EspTransform>(
     outbound: &mut OutboundSa<T>,
     now: Instant,
