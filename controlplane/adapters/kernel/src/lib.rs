@@ -12,13 +12,11 @@
 //! | [`tun`] | [`Tun`], the device that takes plain packets |
 //! | [`netlink`] | [`Netlink`]: interfaces, addresses, routes |
 //! | [`sysctl`] | settings |
-//! | [`napi`] | [`NapiControl`]: when the kernel works on what a device has received |
 //! | [`xfrm`] | [`Xfrm`], the kernel's own IPsec; its SAs and policies stay when the process is killed |
 //! | [`udp_encap`] | ESP in UDP for it |
 #![deny(unsafe_code)]
 
 pub mod inbound;
-pub mod napi;
 pub mod netlink;
 pub mod path_errors;
 pub mod raw_ip;
@@ -28,7 +26,6 @@ pub mod udp_encap;
 pub mod xfrm;
 
 pub use inbound::Inbound;
-pub use napi::NapiControl;
 pub use netlink::{Addresses, Link, MAIN_TABLE, MarkRule, Netlink, NetlinkError, Route};
 pub use path_errors::PathErrors;
 pub use raw_ip::{RawIpSender, SendError};

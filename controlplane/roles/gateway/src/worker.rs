@@ -16,7 +16,6 @@ mod counters;
 mod link;
 mod pace;
 mod path;
-mod receivers;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -33,14 +32,13 @@ use towpath_base::{Instant, SubscriberHandle};
 use towpath_fabric::GatewaySa;
 use towpath_ipsec::shared::Wanted;
 use towpath_ipsec::spd::Spd;
-use towpath_kernel::{NapiControl, RawIpSender};
+use towpath_kernel::RawIpSender;
 use towpath_tcp::relay::rules::Rules;
 
 pub use counters::Counters;
 pub(crate) use link::decrement_ttl;
-use pace::{Next, Pace, REST};
+use pace::{Pace, REST};
 use path::Path;
-use receivers::Receivers;
 
 use crate::datapath::{Datapath, Notice, SaCounters, SaKey, Suites, Tap};
 use crate::relay::{FlowView, RelayTotals};
@@ -127,8 +125,6 @@ pub struct Parts<P: Suites, R> {
     pub rng: R,
     /// Packets whose egress is not known leave here.
     pub kernel: RawIpSender,
-    /// How it makes the kernel hand packets over together; without it, the kernel does as it likes.
-    pub napi: Option<NapiControl>,
     /// Where control messages go; bounded.
     pub control: mpsc::Sender<FromWorker>,
     /// The clock of the whole process.
@@ -160,7 +156,6 @@ impl Worker {
                 datapath,
                 rng,
                 kernel,
-                napi,
                 control,
                 clock,
                 windows,
@@ -180,7 +175,6 @@ impl Worker {
                 engine,
                 ports,
                 path,
-                receivers: Receivers::new(napi),
                 inbox,
                 wake: shared_wake,
                 clock,
@@ -276,7 +270,6 @@ struct Loop<P: Suites, R> {
     engine: Engine,
     ports: Vec<PortId>,
     path: Path<P, R>,
-    receivers: Receivers,
     inbox: Receiver<Command>,
     wake: Arc<EventFd>,
     clock: fn() -> Instant,
@@ -284,8 +277,6 @@ struct Loop<P: Suites, R> {
 
 impl<P: Suites, R: Rng> Loop<P, R> {
     fn run(mut self) {
-        // Rests are short: the kernel's usual 50 µs of slack would make them half as long again.
-        let _ = nix::sys::prctl::set_timerslack(1_000);
         let mut batch = Vec::with_capacity(BATCH);
         let mut ahead = Vec::with_capacity(BATCH);
         let mut next_tick = (self.clock)() + TICK;
@@ -323,40 +314,30 @@ impl<P: Suites, R: Rng> Loop<P, R> {
             if !(running && self.obey(now)) {
                 return;
             }
-            let next = pace.after(now, received);
-            self.receivers.set(&self.engine, pace.gathers());
-            if !self.pause(next, received, next_tick, held_up) {
-                return;
-            }
-        }
-    }
-
-    /// Until there is something to do; false if there is no way to wait.
-    fn pause(&mut self, next: Next, received: usize, next_tick: Instant, held_up: bool) -> bool {
-        if next == Next::Go || next == Next::Wait && received > 0 {
-            return true;
-        }
-        let sleep = if held_up {
-            BACK_OFF
-        } else {
-            let due = self.path.datapath.poll_timeout();
-            let until = due.map_or(next_tick, |due| due.min(next_tick));
-            until.saturating_since((self.clock)())
-        };
-        if next == Next::Rest && !self.receivers.gather() {
-            std::thread::sleep(sleep.min(REST));
-            return true;
-        }
-        match self.engine.wait(Some(self.wake.as_fd()), sleep) {
-            Ok(Woken { by_wake: false, .. }) => true,
-            Ok(Woken { by_wake: true, .. }) => {
-                // Clears the counter.
-                let _ = self.wake.read();
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "worker cannot wait for packets");
-                false
+            let rest = pace.rest_after(now, received);
+            if received == 0 || rest {
+                let sleep = if held_up {
+                    BACK_OFF
+                } else {
+                    let due = self.path.datapath.poll_timeout();
+                    let until = due.map_or(next_tick, |due| due.min(next_tick));
+                    until.saturating_since((self.clock)())
+                };
+                if rest {
+                    std::thread::sleep(sleep.min(REST));
+                    continue;
+                }
+                match self.engine.wait(Some(self.wake.as_fd()), sleep) {
+                    Ok(Woken { by_wake: false, .. }) => {}
+                    Ok(Woken { by_wake: true, .. }) => {
+                        // Clears the counter.
+                        let _ = self.wake.read();
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "worker cannot wait for packets");
+                        return;
+                    }
+                }
             }
         }
     }

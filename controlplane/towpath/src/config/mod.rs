@@ -134,8 +134,6 @@ pub(crate) struct Gateway {
     pub(crate) frame_size: u32,
     /// Packet buffers per port.
     pub(crate) frames: u32,
-    /// Under load the devices let packets gather.
-    pub(crate) coalesce: bool,
     /// Most ESP SA pairs bridged at a time.
     pub(crate) max_sas: u32,
     /// Sealed messages a terminal may send per second, on average.
@@ -158,7 +156,6 @@ impl Default for Gateway {
             reserved_spi: 100,
             frame_size: 4096,
             frames: 4096,
-            coalesce: true,
             max_sas: 100_000,
             requests_per_second: 10,
             requests_burst: 40,

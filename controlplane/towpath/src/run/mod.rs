@@ -37,7 +37,7 @@ use towpath_crypto::SystemRng;
 use towpath_gateway::datapath::Datapath;
 use towpath_gateway::windows::Windows;
 use towpath_gateway::worker::{FromWorker, Parts, Worker};
-use towpath_kernel::{NapiControl, RawIpSender};
+use towpath_kernel::RawIpSender;
 use towpath_store::{Kek, RedbStore};
 use towpath_tcp::IsnSecret;
 use towpath_telemetry::admin::{AdminServer, Event, EventBus, Request, Responder};
@@ -286,24 +286,9 @@ fn start_worker(
         ),
         rng: SystemRng,
         kernel: RawIpSender::new(None).context("raw sockets")?,
-        napi: napi(config.gateway.coalesce),
         control,
         clock: now,
         windows: Some(windows),
     };
     Worker::spawn(parts).context("packet worker")
-}
-
-/// How the worker makes the kernel hand packets over together under load, where that can be said.
-fn napi(wanted: bool) -> Option<NapiControl> {
-    if !wanted {
-        return None;
-    }
-    match NapiControl::open() {
-        Ok(control) => Some(control),
-        Err(error) => {
-            tracing::info!("the kernel cannot be asked to let packets gather ({error})");
-            None
-        }
-    }
 }
