@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::{Error, PortQueue};
+use crate::lend::Lend;
 use crate::ring::Descriptor;
 use crate::sockets::{Opened, Sockets};
 use crate::syscall;
@@ -68,6 +69,7 @@ struct Port {
     receiving: u32,
     transmitting: u32,
     unsent: bool,
+    lend: Lend,
     statistics: Statistics,
 }
 
@@ -92,6 +94,7 @@ impl Engine {
                 opened,
                 transmitting: 0,
                 unsent: false,
+                lend: Lend::new(zero_copy),
                 statistics: Statistics::default(),
             })
             .collect();
@@ -242,6 +245,15 @@ impl Engine {
         })
     }
 
+    /// Looks whether the kernel has enough frames to receive into: to be called about once a second.
+    pub fn judge(&mut self) {
+        for port in &mut self.ports {
+            let statistics = port.statistics();
+            let dropped = statistics.rx_fill_empty + statistics.rx_ring_full;
+            port.lend.judge(dropped, port.opened.rings.fill.size());
+        }
+    }
+
     /// What happened on a port since the start.
     pub fn statistics(&self, port: PortId) -> Statistics {
         self.ports.get(port.0).map(Port::statistics).unwrap_or_default()
@@ -277,7 +289,8 @@ impl Port {
 
     /// Gives the kernel frames to receive into.
     fn refill(&mut self, umem: &Umem) {
-        let room = self.opened.rings.fill.free();
+        let wanted = self.lend.frames().saturating_sub(self.receiving);
+        let room = self.opened.rings.fill.free().min(wanted);
         let mut any = false;
         for _ in 0..room {
             let Some(index) = umem.take() else {

@@ -11,6 +11,7 @@
 //! | `ring` | producer and consumer ends of the single-producer, single-consumer rings |
 //! | `socket` | one socket: its four rings and how it is bound |
 //! | `sockets` | all sockets of a worker, opened with one UMEM: [`Sockets`] |
+//! | `lend` | how many frames the kernel has to receive into |
 //! | `engine` | what a worker does with them: [`Engine`] |
 //! | `memory` | the same rings without a kernel: [`MemoryPort`], for tests |
 //!
@@ -28,6 +29,7 @@
 mod config;
 mod engine;
 mod huge;
+mod lend;
 mod memory;
 mod mmap;
 mod ring;

@@ -163,6 +163,11 @@ impl<T: Copy> Producer<T> {
         self.ring.size - self.next.wrapping_sub(self.consumed)
     }
 
+    /// Entries it can hold.
+    pub(crate) const fn size(&self) -> u32 {
+        self.ring.size
+    }
+
     /// Puts an entry where the consumer will see it after [`Producer::publish`]; false if the ring is full.
     pub(crate) fn put(&mut self, value: T) -> bool {
         if self.next.wrapping_sub(self.consumed) >= self.ring.size && self.free() == 0 {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::config::{Config, Copying, Error, PortQueue};
 use crate::engine::Engine;
+use crate::lend;
 use crate::memory::{self, MemoryPort};
 use crate::socket::{self, Rings, UmemSource};
 use crate::umem::Area;
@@ -95,8 +96,12 @@ impl Sockets {
     /// runs.
     fn filled(area: Area, mut ports: Vec<Opened>, zero_copy: bool) -> Self {
         let mut unused = 0;
+        let lent = lend::at_first(zero_copy);
         for port in &mut ports {
-            while unused < area.frames() && port.rings.fill.put(area.address(unused, 0)) {
+            while unused < area.frames()
+                && port.receiving < lent
+                && port.rings.fill.put(area.address(unused, 0))
+            {
                 unused += 1;
                 port.receiving += 1;
             }

@@ -308,6 +308,7 @@ impl<P: Suites, R: Rng> Loop<P, R> {
             if now >= next_tick {
                 self.path.datapath.tick(now);
                 self.path.send_extra(&mut self.engine);
+                self.engine.judge();
                 next_tick = now + TICK;
             }
             self.path.report();
